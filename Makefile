@@ -1,0 +1,34 @@
+# Each target sets up its own virtual environment in .venv when it is missing or setup.cfg has changed.
+PYTHON ?= python3
+STYLES ?= two
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test style clean
+
+help:
+	@echo "make demo    train a small FDT on emoji drawings, evaluate it, and use it through pipeline (about ten minutes)"
+	@echo "             STYLES=all: nine drawing styles, tested on one never seen (needs npm)"
+	@echo "make test    run the tests, the slow ones included"
+	@echo "make style   check lint and format"
+	@echo "make clean   remove .venv and what the demo wrote"
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	# A CPU build where pip has one at hand; set TORCH to choose another build or version.
+	$(BIN)/python -m pip install --quiet $(or $(TORCH),torch==2.13.0)
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m run_scripts.run_demo --styles $(STYLES)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+style: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv outputs data

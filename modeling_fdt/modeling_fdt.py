@@ -1,0 +1,532 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""
+FDT models: two transformers towers that meet in one codebook of finite discrete tokens.
+
+Source: Chen et al., "Revisiting Multimodal Representation in Contrastive Learning: From Patch and Token Embeddings to
+Finite Discrete Tokens", CVPR 2023 (arXiv 2303.14865).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_fdt import FDTConfig
+from .grounding import FDTGrounding
+
+
+@dataclass
+class FDTVisionModelOutput(BaseModelOutputWithPooling):
+    r"""
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The image tower's token features, class and register tokens included.
+        pooler_output (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
+            `image_embeds`, under the name that transformers' generic code reads.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): as the tower returns them.
+        image_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
+            The weighted sum of codes, of L2 norm 1.
+        image_code_weights (`torch.Tensor` of shape `(batch_size, codebook_size)`):
+            The weight of every code, at least 0; with sparsemax or softmax a row sums to 1.
+    """
+
+    image_embeds: torch.Tensor | None = None
+    image_code_weights: torch.Tensor | None = None
+
+
+@dataclass
+class FDTTextModelOutput(BaseModelOutputWithPooling):
+    r"""
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The text tower's token features, start, end and padding tokens included.
+        pooler_output (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
+            `text_embeds`, under the name that transformers' generic code reads.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): as the tower returns them.
+        text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
+            The weighted sum of codes, of L2 norm 1.
+        text_code_weights (`torch.Tensor` of shape `(batch_size, codebook_size)`):
+            The weight of every code, at least 0; with sparsemax or softmax a row sums to 1.
+    """
+
+    text_embeds: torch.Tensor | None = None
+    text_code_weights: torch.Tensor | None = None
+
+
+@dataclass
+class FDTOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*):
+            Symmetric InfoNCE over all pairs of the batch; in training on several processes, of the global batch.
+        logits_per_image (`torch.Tensor` of shape `(image_batch_size, text_batch_size)`):
+            Cosine similarities of images (rows) and captions times `exp(logit_scale)`. In training on several
+            processes, those of the global batch.
+        logits_per_text (`torch.Tensor` of shape `(text_batch_size, image_batch_size)`): the transpose.
+        image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
+            The weighted sums of codes, of L2 norm 1.
+        image_code_weights, text_code_weights (`torch.Tensor` of shape `(batch_size, codebook_size)`):
+            The weight of every code, at least 0; with sparsemax or softmax a row sums to 1.
+        vision_model_output (`FDTVisionModelOutput`), text_model_output (`FDTTextModelOutput`):
+            What the towers returned.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_code_weights: torch.Tensor | None = None
+    text_code_weights: torch.Tensor | None = None
+    vision_model_output: FDTVisionModelOutput | None = None
+    text_model_output: FDTTextModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class FDTPreTrainedModel(PreTrainedModel):
+    """What all FDT models share: their configuration class, what of transformers they support, initialisation."""
+
+    config: FDTConfig
+    config_class = FDTConfig
+    base_model_prefix = "fdt"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FDTGrounding"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, FDTGrounding):
+            for layer in module.query_projection:
+                if isinstance(layer, nn.Linear):
+                    # torch's own initialisation of a linear layer, which the original leaves in place.
+                    bound = 1 / math.sqrt(layer.in_features)
+                    init.uniform_(layer.weight, -bound, bound)
+                    init.uniform_(layer.bias, -bound, bound)
+                elif isinstance(layer, nn.LayerNorm):
+                    init.ones_(layer.weight)
+                    init.zeros_(layer.bias)
+        elif isinstance(module, FDTPreTrainedModel):
+            init.normal_(module.codebook)
+            if isinstance(module, FDTModel):
+                init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            elif isinstance(module, FDTForImageClassification):
+                init.normal_(module.classifier.weight, std=self.config.codebook_dim**-0.5)
+                init.zeros_(module.classifier.bias)
+
+
+# Parts of towers that pool tokens for other heads. Grounding does its own pooling, so they never receive a gradient.
+_POOLING_PARTS = {"clip_vision_model": "post_layernorm", "siglip_vision_model": "head", "siglip_text_model": "head"}
+
+
+def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    tower = AutoModel.from_config(config)
+    pooling_part = getattr(tower, _POOLING_PARTS.get(config.model_type, "pooler"), None)
+    if pooling_part is not None:
+        pooling_part.requires_grad_(False)
+    return tower
+
+
+class _ImageGrounding:
+    """The image half of an FDT model: the image tower and its grounding."""
+
+    def _build_image_half(self, config: FDTConfig) -> None:
+        self.vision_tower = _build_tower(config.vision_config)
+        self.vision_grounding = FDTGrounding(config, config.vision_config.hidden_size)
+        if config.freeze_patch_embedding:
+            self.vision_tower.get_input_embeddings().requires_grad_(False)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> tuple | FDTVisionModelOutput:
+        r"""
+        Embed images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised pixels, as [`FDTImageProcessor`] gives them.
+            kwargs: for the image tower, e.g. `output_hidden_states`, `interpolate_pos_encoding`.
+
+        Returns:
+            [`FDTVisionModelOutput`], whose `pooler_output` are the embeddings.
+
+        Raises:
+            ValueError: `pixel_values` are no batch of images with the tower's number of channels.
+        """
+        num_channels = getattr(self.config.vision_config, "num_channels", 3)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
+        patch_features = self._drop_prefix_tokens(tower_output.last_hidden_state, pixel_values)
+        image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
+        return FDTVisionModelOutput(
+            last_hidden_state=tower_output.last_hidden_state,
+            pooler_output=image_embeds,
+            hidden_states=tower_output.hidden_states,
+            attentions=tower_output.attentions,
+            image_embeds=image_embeds,
+            image_code_weights=image_code_weights,
+        )
+
+    def _drop_prefix_tokens(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        # What a transformer puts before its patches (class and register tokens) is what exceeds the grid of patches.
+        # A hierarchical tower such as Swin has fewer tokens than patches, and none of them to drop.
+        patch_size = self.config.vision_config.patch_size
+        patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        num_patches = (pixel_values.shape[2] // patch_height) * (pixel_values.shape[3] // patch_width)
+        return hidden_states[:, max(hidden_states.shape[1] - num_patches, 0) :]
+
+
+class _TextGrounding:
+    """The text half of an FDT model: the text tower and its grounding."""
+
+    def _build_text_half(self, config: FDTConfig) -> None:
+        self.text_tower = _build_tower(config.text_config)
+        # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
+        # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
+        # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
+        padded_length = config.text_config.max_position_embeddings if config.padding_score == "zero" else None
+        self.text_grounding = FDTGrounding(config, config.text_config.hidden_size, padded_length=padded_length)
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple | FDTTextModelOutput:
+        r"""
+        Embed captions.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Token ids, start and end tokens included.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding. Without it every position is a token.
+            kwargs: for the text tower, e.g. `position_ids`, `token_type_ids`, `output_hidden_states`.
+
+        Returns:
+            [`FDTTextModelOutput`], whose `pooler_output` are the embeddings.
+
+        Raises:
+            ValueError: captions are longer than the text tower's context, or the mask has another shape.
+        """
+        context_length = self.config.text_config.max_position_embeddings
+        if input_ids.ndim != 2 or input_ids.shape[1] > context_length:
+            raise ValueError(
+                f"`input_ids` must have shape (batch_size, sequence_length) with at most {context_length} positions, "
+                f"got {tuple(input_ids.shape)}. FDTProcessor truncates longer captions."
+            )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}."
+            )
+        tower_output = self.text_tower(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        text_embeds, text_code_weights = self.text_grounding(
+            tower_output.last_hidden_state, self.codebook, attention_mask
+        )
+        return FDTTextModelOutput(
+            last_hidden_state=tower_output.last_hidden_state,
+            pooler_output=text_embeds,
+            hidden_states=tower_output.hidden_states,
+            attentions=tower_output.attentions,
+            text_embeds=text_embeds,
+            text_code_weights=text_code_weights,
+        )
+
+
+class FDTVisionModel(_ImageGrounding, FDTPreTrainedModel):
+    """The FDT image tower: an image tower, its grounding and the codebook. Loads from a full FDT checkpoint."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$", r"^classifier\."]
+
+    def __init__(self, config: FDTConfig):
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self._build_image_half(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_tower.get_input_embeddings()
+
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> tuple | FDTVisionModelOutput:
+        """Embed images: see [`FDTModel.get_image_features`]."""
+        return self.get_image_features(pixel_values, **kwargs)
+
+
+class FDTTextModel(_TextGrounding, FDTPreTrainedModel):
+    """The FDT text tower: a text tower, its grounding and the codebook. Loads from a full FDT checkpoint."""
+
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^logit_scale$"]
+
+    def __init__(self, config: FDTConfig):
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self._build_text_half(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_tower.set_input_embeddings(value)
+
+    def forward(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple | FDTTextModelOutput:
+        """Embed captions: see [`FDTModel.get_text_features`]."""
+        return self.get_text_features(input_ids, attention_mask, **kwargs)
+
+
+class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
+    r"""
+    FDT: images and captions grounded in one codebook, compared by the cosine of their embeddings.
+
+    Example:
+
+    ```python
+    >>> from modeling_fdt import FDTModel, FDTProcessor
+
+    >>> model, processor = FDTModel.from_pretrained(path), FDTProcessor.from_pretrained(path)
+    >>> inputs = processor(images=image, text=["a photo of a cat", "a photo of a dog"], return_tensors="pt")
+    >>> probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
+    ```
+    """
+
+    def __init__(self, config: FDTConfig):
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self._build_image_half(config)
+        self._build_text_half(config)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision_model: str | PreTrainedModel, text_model: str | PreTrainedModel, **kwargs
+    ) -> "FDTModel":
+        r"""
+        Build an FDT model from two pretrained towers; codebook and groundings are freshly initialised.
+
+        Args:
+            vision_model (`str` or `PreTrainedModel`):
+                A name on the Hub, a folder, or a loaded image tower. Of a checkpoint with two towers (CLIP, SigLIP)
+                the image tower is taken.
+            text_model (`str` or `PreTrainedModel`): likewise for the text tower.
+            kwargs: fields of [`FDTConfig`].
+
+        Returns:
+            [`FDTModel`] in float32 and evaluation mode; train it before use.
+
+        Raises:
+            ValueError: a tower's type is not one that FDT can take.
+        """
+        vision_tower = _load_tower(vision_model, "vision_config")
+        text_tower = _load_tower(text_model, "text_config")
+        model = cls(cls.config_class(vision_config=vision_tower.config, text_config=text_tower.config, **kwargs))
+        model.vision_tower.load_state_dict(vision_tower.state_dict())
+        model.text_tower.load_state_dict(text_tower.state_dict())
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_tower.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        return_loss: bool = True,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> tuple | FDTOutput:
+        r"""
+        Embed images, captions or both; with both, compare them.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(text_batch_size, sequence_length)`, *optional*): token ids.
+            pixel_values (`torch.FloatTensor` of shape `(image_batch_size, num_channels, height, width)`, *optional*):
+                Normalised pixels.
+            attention_mask (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding. Without it every position is a token.
+            position_ids, token_type_ids (`torch.LongTensor`, *optional*): for text towers that take them.
+            return_loss (`bool`, defaults to `True`):
+                Whether to return the contrastive loss; image i and caption i are a pair. In evaluation, where there
+                are not as many images as captions, there are no pairs and the loss is None.
+            interpolate_pos_encoding (`bool`, defaults to `False`):
+                Whether the image tower stretches its position embeddings to the images' size.
+            kwargs: for both towers, e.g. `output_attentions`, `output_hidden_states`.
+
+        Returns:
+            [`FDTOutput`]
+
+        Raises:
+            ValueError: neither images nor captions are given, a shape is wrong, or in training the numbers of images
+                and captions differ.
+        """
+        if pixel_values is None and input_ids is None:
+            raise ValueError("FDTModel needs `pixel_values`, `input_ids` or both, got neither.")
+        image_output, text_output = FDTVisionModelOutput(), FDTTextModelOutput()
+        if pixel_values is not None:
+            image_kwargs = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+            image_output = self.get_image_features(pixel_values, return_dict=True, **image_kwargs, **kwargs)
+        if input_ids is not None:
+            text_kwargs = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            text_kwargs = {name: value for name, value in text_kwargs.items() if value is not None}
+            text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **text_kwargs, **kwargs)
+
+        logits_per_image = loss = None
+        if pixel_values is not None and input_ids is not None:
+            image_embeds = gather_global_batch(image_output.image_embeds, self.training)
+            text_embeds = gather_global_batch(text_output.text_embeds, self.training)
+            logit_scale = self.logit_scale.clamp(max=self.config.logit_scale_max).exp()
+            logits_per_image = logit_scale * image_embeds @ text_embeds.to(image_embeds.device).T
+            if return_loss:
+                loss = self._contrastive_loss(logits_per_image)
+
+        return FDTOutput(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=None if logits_per_image is None else logits_per_image.T,
+            image_embeds=image_output.image_embeds,
+            text_embeds=text_output.text_embeds,
+            image_code_weights=image_output.image_code_weights,
+            text_code_weights=text_output.text_code_weights,
+            vision_model_output=None if pixel_values is None else image_output,
+            text_model_output=None if input_ids is None else text_output,
+        )
+
+    def _contrastive_loss(self, logits_per_image: torch.Tensor) -> torch.Tensor | None:
+        num_images, num_texts = logits_per_image.shape
+        if num_images != num_texts:
+            if self.training:
+                raise ValueError(f"Training needs as many captions as images, got {num_texts} and {num_images}.")
+            return None
+        pairs = torch.arange(num_images, device=logits_per_image.device)
+        image_loss = nn.functional.cross_entropy(logits_per_image, pairs)
+        text_loss = nn.functional.cross_entropy(logits_per_image.T, pairs)
+        return (image_loss + text_loss) / 2
+
+
+class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
+    r"""
+    The FDT image tower with a linear classifier on the embeddings, `config.num_labels` classes. Loads from a full FDT
+    checkpoint; only the classifier is then new. With `classifier.weight` set to the text embeddings of class names
+    times `exp(logit_scale)`, and a bias of 0, it is the zero-shot classifier.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$"]
+
+    def __init__(self, config: FDTConfig):
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self._build_image_half(config)
+        self.num_labels = config.num_labels
+        self.classifier = nn.Linear(config.codebook_dim, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_tower.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> tuple | ImageClassifierOutput:
+        r"""
+        Classify images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised pixels.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Class indices; the loss follows `config.problem_type` as everywhere in transformers.
+            kwargs: for the image tower.
+
+        Returns:
+            `ImageClassifierOutput` with `loss`, `logits` of shape `(batch_size, num_labels)`, and the tower's hidden
+            states and attentions where asked for.
+
+        Raises:
+            ValueError: `pixel_values` are no batch of images with the tower's number of channels.
+        """
+        outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.image_embeds)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        # Every process computes the whole loss. The sum of their gradients, once DDP has averaged over the processes,
+        # is the gradient of one process with the whole batch.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_global_batch(embeds: torch.Tensor, is_training: bool) -> torch.Tensor:
+    r"""
+    In training on several processes, the embeddings of all of them, with gradients; else `embeds` as they are.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`): this process's; all have the same batch size.
+        is_training (`bool`): whether to gather. Evaluation makes no collective call.
+
+    Returns:
+        `torch.Tensor` of shape `(world_size * batch_size, codebook_dim)`, ordered by rank.
+    """
+    is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _GatherWithGradient.apply(embeds) if is_training and is_distributed else embeds
+
+
+def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
+    if isinstance(model, PreTrainedModel):
+        return model
+    config = AutoConfig.from_pretrained(model)
+    return AutoModel.from_pretrained(model, config=getattr(config, half, config))
+
+
+__all__ = [
+    "FDTForImageClassification",
+    "FDTModel",
+    "FDTOutput",
+    "FDTPreTrainedModel",
+    "FDTTextModel",
+    "FDTTextModelOutput",
+    "FDTVisionModel",
+    "FDTVisionModelOutput",
+]
