@@ -107,6 +107,13 @@ class FDTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # To custom code transformers initialises a module only by its own tensors, lest `_init_weights` overwrite loaded
+        # ones. With `transformers.initialization` that cannot happen, and groundings and attention blocks, which are
+        # initialised as a whole, would stay uninitialised where a checkpoint lacks them.
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, FDTGrounding):

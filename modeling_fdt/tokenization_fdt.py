@@ -108,6 +108,11 @@ class FDTTokenizer(TokenizersBackend):
             raise ValueError("FDTTokenizer encodes single captions; `text_pair` is not supported.")
         return super()._encode_plus(_clean_all(text), **kwargs)
 
+    def _save_pretrained(self, *args, **kwargs) -> tuple[str, ...]:
+        # The padding of the last call would be saved too, and reloading would make every `!` in a caption padding.
+        self._tokenizer.no_padding()
+        return super()._save_pretrained(*args, **kwargs)
+
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
         token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         if skip_special_tokens and self.eos_token_id in token_ids:

@@ -1,0 +1,159 @@
+"""FDTImageProcessor and FDTProcessor: exact geometry, every kind of picture, bad input, round trips."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
+
+from modeling_fdt import FDTImageProcessor, FDTProcessor, FDTTokenizer
+
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def evaluate_as_torchvision(image: Image.Image) -> np.ndarray:
+    """Resize(256), CenterCrop(224), ToTensor, Normalize by torchvision's documented arithmetic on PIL images."""
+    width, height = image.size
+    if width <= height:
+        new_width, new_height = 256, int(256 * height / width)
+    else:
+        new_width, new_height = int(256 * width / height), 256
+    image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    left, top = int(round((new_width - 224) / 2.0)), int(round((new_height - 224) / 2.0))
+    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float64) / 255
+    return ((pixels - MEAN) / STD).transpose(2, 0, 1)
+
+
+# Sizes whose resized long side leaves every remainder after the crop, 3 modulo 4 (where rounding differs) among them.
+@pytest.mark.parametrize("height", [256, 300, 333, 224, 37, 512])
+@pytest.mark.parametrize("width", [256, 257, 258, 259, 260, 261, 262, 263, 301, 640, 40])
+def test_geometry_is_torchvisions(height, width):
+    image = Image.fromarray(noise(height, width))
+    ours = FDTImageProcessor()(image, return_tensors="np").pixel_values[0]
+    # float32 against float64 arithmetic on values up to about 3.
+    np.testing.assert_allclose(ours, evaluate_as_torchvision(image), atol=2e-6)
+
+
+def test_smaller_pictures_are_padded_as_torchvision_pads_them():
+    processor = FDTImageProcessor(do_resize=False, do_normalize=False, do_rescale=False)
+    pixels = noise(221, 300)
+    result = processor(Image.fromarray(pixels), return_tensors="np").pixel_values[0]
+    expected = np.zeros((3, 224, 224))
+    expected[:, 1:222] = pixels.transpose(2, 0, 1)[:, :, 38:262]  # 3 rows are missing: 1 above, 2 below
+    np.testing.assert_array_equal(result, expected)
+
+
+def run(image, **kwargs) -> np.ndarray:
+    processor = FDTImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
+    return processor(image, return_tensors="np", **kwargs).pixel_values[0]
+
+
+def test_every_kind_of_picture_becomes_rgb():
+    rgb = Image.fromarray(noise(8, 9))
+    grey = rgb.convert("L")
+    np.testing.assert_array_equal(run(grey), np.stack([np.asarray(grey)] * 3))
+    palette = rgb.quantize(16)
+    np.testing.assert_array_equal(run(palette), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
+    cmyk = rgb.convert("CMYK")
+    np.testing.assert_array_equal(run(cmyk), np.asarray(cmyk.convert("RGB")).transpose(2, 0, 1))
+    transparent = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    assert (run(transparent) == 255).all()
+    assert run(rgb.convert("1")).shape == (3, 9 - 1, 9)
+
+
+def test_sixteen_bit_grey_is_scaled_to_eight():
+    values = np.array([[0, 257, 65535]], dtype=np.uint16)
+    np.testing.assert_array_equal(run(Image.fromarray(values))[0], [[0, 1, 255]])
+    with pytest.raises(ValueError, match=r"must have values in \[0, 65535\]"):
+        run(Image.fromarray(np.array([[70000]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="mode 'F'"):
+        run(Image.fromarray(np.array([[0.5]], dtype=np.float32)))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.fromarray(noise(16, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    picture.save(tmp_path / "turned.png", exif=exif)
+    expected = np.rot90(np.asarray(picture), k=-1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(run(Image.open(tmp_path / "turned.png")), expected)
+
+
+def test_arrays_and_tensors_equal_pictures():
+    pixels = noise(40, 50)
+    expected = FDTImageProcessor()(Image.fromarray(pixels), return_tensors="np").pixel_values
+    for same in (pixels, pixels.transpose(2, 0, 1), torch.from_numpy(pixels)):
+        np.testing.assert_array_equal(FDTImageProcessor()(same, return_tensors="np").pixel_values, expected)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    Image.fromarray(noise(64, 64)).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"half\.jpg cannot be decoded"):
+        FDTImageProcessor()(Image.open(tmp_path / "half.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (noise(8, 8, 2), "channel"),
+        (noise(8, 8, 5), "channel"),
+        (np.full((8, 8, 3), np.nan, dtype=np.float32), "not finite"),
+        (np.full((8, 8, 3), np.inf, dtype=np.float32), "not finite"),
+    ],
+)
+def test_bad_arrays_are_refused(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        FDTImageProcessor()(pixels)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="crop"):
+        FDTImageProcessor(corp_size=224)
+    with pytest.raises(TypeError, match="corp_size"):
+        FDTImageProcessor()(Image.new("RGB", (8, 8)), corp_size=224)
+
+
+def test_processor_output(tiny_processor, images, captions):
+    batch = tiny_processor(images=images, text=captions, return_tensors="pt")
+    assert sorted(batch) == ["attention_mask", "input_ids", "pixel_values"]
+    assert batch["pixel_values"].shape == (3, 3, 32, 32)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 12)  # padded to the longest
+    assert list(tiny_processor(images=images[0])) == ["pixel_values"]
+    assert tiny_processor(text=["cat " * 100])["input_ids"][0][-1] == 49408  # cut to 77 tokens
+    assert tiny_processor(text="cat", padding="max_length", return_tensors="pt")["input_ids"].shape == (1, 77)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "got neither"),
+        ({"text": []}, "at least one string"),
+        ({"text": [1]}, "every caption must be a string, got .*int"),
+        ({"text": 3}, "`text` must be a string"),
+        ({"images": []}, "empty list"),
+        ({"text": "cat", "paddin": True}, "no option .*paddin"),
+    ],
+)
+def test_bad_input_is_refused(tiny_processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor(**arguments)
+
+
+def test_round_trip(tiny_processor, tmp_path, images, captions):
+    tiny_processor.save_pretrained(tmp_path)
+    expected = tiny_processor(images=images, text=captions, return_tensors="pt")
+    for load in (FDTProcessor.from_pretrained, AutoProcessor.from_pretrained):
+        reloaded = load(tmp_path)
+        assert type(reloaded) is FDTProcessor
+        assert (type(reloaded.image_processor), type(reloaded.tokenizer)) == (FDTImageProcessor, FDTTokenizer)
+        batch = reloaded(images=images, text=captions, return_tensors="pt")
+        for name in expected:
+            torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is FDTImageProcessor
