@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import ModelOutput
@@ -92,6 +93,11 @@ class FDTOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
+# Parts of towers that serve other heads (pooling) or other objectives (masking). Grounding pools by itself, so they
+# never receive a gradient, and a trainable parameter without one stops DistributedDataParallel.
+_UNUSED_PARTS = {"clip_vision_model": "post_layernorm", "siglip_vision_model": "head", "siglip_text_model": "head"}
+
+
 class FDTPreTrainedModel(PreTrainedModel):
     """What all FDT models share: their configuration class, what of transformers they support, initialisation."""
 
@@ -109,10 +115,32 @@ class FDTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # To custom code transformers initialises a module only by its own tensors, lest `_init_weights` overwrite loaded
+        # In custom code transformers skips a module that holds no tensor itself, lest `_init_weights` overwrite loaded
         # ones. With `transformers.initialization` that cannot happen, and groundings and attention blocks, which are
         # initialised as a whole, would stay uninitialised where a checkpoint lacks them.
         return False
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading makes every parameter trainable again.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_parts()
+        return loaded
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._freeze_parts()
+
+    def _freeze_parts(self) -> None:
+        for name, parameter in self.named_parameters():
+            half, _, name_in_tower = name.partition(".")
+            if half in ("vision_tower", "text_tower"):
+                model_type = getattr(self, half).config.model_type
+                unused = {"pooler", "mask_token", _UNUSED_PARTS.get(model_type)}
+                if unused.intersection(name_in_tower.split(".")):
+                    parameter.requires_grad_(False)
+        if self.config.freeze_patch_embedding and hasattr(self, "vision_tower"):
+            self.vision_tower.get_input_embeddings().requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -135,26 +163,21 @@ class FDTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.classifier.bias)
 
 
-# Parts of towers that pool tokens for other heads. Grounding does its own pooling, so they never receive a gradient.
-_POOLING_PARTS = {"clip_vision_model": "post_layernorm", "siglip_vision_model": "head", "siglip_text_model": "head"}
-
-
-def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    tower = AutoModel.from_config(config)
-    pooling_part = getattr(tower, _POOLING_PARTS.get(config.model_type, "pooler"), None)
-    if pooling_part is not None:
-        pooling_part.requires_grad_(False)
-    return tower
+def _get_tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    # Some halves of two-tower models (SigLIP's text model) are not registered with AutoModel.
+    by_name = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    tower_class = MODEL_MAPPING.get(type(config), by_name)
+    if tower_class is None:
+        raise ValueError(f"transformers has no model for the tower configuration {type(config).__name__}.")
+    return tower_class
 
 
 class _ImageGrounding:
     """The image half of an FDT model: the image tower and its grounding."""
 
     def _build_image_half(self, config: FDTConfig) -> None:
-        self.vision_tower = _build_tower(config.vision_config)
+        self.vision_tower = _get_tower_class(config.vision_config)._from_config(config.vision_config)
         self.vision_grounding = FDTGrounding(config, config.vision_config.hidden_size)
-        if config.freeze_patch_embedding:
-            self.vision_tower.get_input_embeddings().requires_grad_(False)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> tuple | FDTVisionModelOutput:
@@ -203,7 +226,7 @@ class _TextGrounding:
     """The text half of an FDT model: the text tower and its grounding."""
 
     def _build_text_half(self, config: FDTConfig) -> None:
-        self.text_tower = _build_tower(config.text_config)
+        self.text_tower = _get_tower_class(config.text_config)._from_config(config.text_config)
         # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
         # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
         # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
@@ -524,7 +547,8 @@ def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     config = AutoConfig.from_pretrained(model)
-    return AutoModel.from_pretrained(model, config=getattr(config, half, config))
+    config = getattr(config, half, config)
+    return _get_tower_class(config).from_pretrained(model, config=config)
 
 
 __all__ = [

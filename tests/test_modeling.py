@@ -1,0 +1,367 @@
+"""FDT models: loss, padding, towers, loading, options, and the error of every wrong input."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    RobertaConfig,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    Swinv2Config,
+    ViTConfig,
+    ViTModel,
+)
+
+from modeling_fdt import FDTForImageClassification, FDTModel, FDTTextModel, FDTVisionModel
+from tests.conftest import build_tiny_config
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL_IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
+SWIN = Swinv2Config(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+VISION_TOWERS = {
+    "clip": SMALL_IMAGE,
+    "vit": ViTConfig(**SMALL_IMAGE),
+    "dinov2": Dinov2Config(**SMALL_IMAGE),
+    "dinov2_with_registers": Dinov2WithRegistersConfig(**SMALL_IMAGE, num_register_tokens=3),
+    "siglip": SiglipVisionConfig(**SMALL_IMAGE),
+    "swinv2": SWIN,
+}
+TEXT_TOWERS = {
+    "clip": SMALL,
+    "bert": BertConfig(**SMALL, vocab_size=49409),
+    "roberta": RobertaConfig(**SMALL, vocab_size=49409, pad_token_id=0),
+    "siglip": SiglipTextConfig(**SMALL, vocab_size=49409, max_position_embeddings=77),
+}
+
+
+def test_logits_are_scaled_cosines_and_the_loss_is_symmetric(tiny_model, inputs):
+    output = tiny_model(**inputs)
+    torch.testing.assert_close(output.image_embeds.norm(dim=-1), torch.ones(3))
+    cosines = output.image_embeds @ output.text_embeds.T
+    torch.testing.assert_close(output.logits_per_image, math.exp(2.6592) * cosines)
+    torch.testing.assert_close(output.logits_per_text, output.logits_per_image.T)
+    rows, columns = output.logits_per_image.log_softmax(dim=1), output.logits_per_image.log_softmax(dim=0)
+    torch.testing.assert_close(output.loss, -(rows.diagonal().mean() + columns.diagonal().mean()) / 2)
+    assert tiny_model(**inputs, return_loss=False).loss is None
+
+
+def test_embeddings_are_combinations_of_codes(tiny_model, inputs):
+    output = tiny_model(**inputs)
+    for weights, embeds in (
+        (output.image_code_weights, output.image_embeds),
+        (output.text_code_weights, output.text_embeds),
+    ):
+        assert weights.shape == (3, 64) and (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3))
+        assert ((weights > 0).sum(dim=-1) < 64).all()
+        torch.testing.assert_close(nn.functional.normalize(weights @ tiny_model.codebook, dim=-1), embeds)
+
+
+@pytest.mark.parametrize("activation", ["sparsemax", "softmax", "sigmoid"])
+@pytest.mark.parametrize("pooling", ["max", "mean", "sum"])
+def test_every_activation_and_pooling_trains(inputs, activation, pooling):
+    model = FDTModel(build_tiny_config(grounding_activation=activation, token_pooling=pooling))
+    model(**inputs).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_temperature_divides_the_scores(inputs):
+    cold, hot = (FDTModel(build_tiny_config(grounding_temperature=value)).eval() for value in (0.5, 500.0))
+    hot.load_state_dict(cold.state_dict())
+    num_cold, num_hot = ((model(**inputs).image_code_weights > 0).sum() for model in (cold, hot))
+    assert num_cold < num_hot
+
+
+def test_the_logit_scale_is_capped(tiny_model, inputs):
+    tiny_model.logit_scale.data.fill_(6.0)
+    output = tiny_model(**inputs)
+    torch.testing.assert_close(output.logits_per_image, 100 * output.image_embeds @ output.text_embeds.T)
+
+
+@pytest.mark.parametrize("padding_score", ["zero", "ignore"])
+@pytest.mark.parametrize("pooling", ["max", "mean", "sum"])
+def test_caption_does_not_depend_on_padding(tokenizer, padding_score, pooling):
+    model = FDTModel(build_tiny_config(padding_score=padding_score, token_pooling=pooling)).eval()
+    longer = ["a cat", "a cat that is sitting on a mat with a very long story about it", " ".join(["x"] * 100)]
+
+    def embed(captions, **kwargs):
+        batch = tokenizer(captions, truncation=True, return_tensors="pt", **kwargs)
+        return model.get_text_features(**batch).text_embeds[0]
+
+    alone = embed(["a cat"])
+    # Another batch is another order of summation in float32.
+    torch.testing.assert_close(embed(longer, padding=True), alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embed(["a cat"], padding="max_length"), alone, atol=1e-6, rtol=0)
+    without_mask = model.get_text_features(tokenizer(["a cat"], return_tensors="pt")["input_ids"]).text_embeds[0]
+    torch.testing.assert_close(without_mask, alone, atol=1e-6, rtol=0)
+
+
+def test_padding_scores_of_the_two_kinds_differ_for_short_captions_only(tokenizer):
+    # With softmax a code whose score is negative at every token, and so floored at 0 in the first kind, has a weight.
+    zero, ignore = (
+        FDTModel(build_tiny_config(padding_score=kind, grounding_activation="softmax")).eval()
+        for kind in ("zero", "ignore")
+    )
+    ignore.load_state_dict(zero.state_dict())
+    short = tokenizer(["a cat"], return_tensors="pt")
+    full = tokenizer([" ".join(["x"] * 100)], truncation=True, return_tensors="pt")
+    weights = [
+        [model.get_text_features(**batch).text_code_weights for model in (zero, ignore)] for batch in (short, full)
+    ]
+    assert not torch.allclose(*weights[0])
+    torch.testing.assert_close(*weights[1])
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [*((vision, "clip") for vision in VISION_TOWERS), ("clip", "bert"), ("clip", "roberta"), ("siglip", "siglip")],
+)
+def test_other_towers(vision, text, inputs, tmp_path):
+    model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision], text_config=TEXT_TOWERS[text]))
+    model.train()(**inputs).loss.backward()
+    # Under DistributedDataParallel a trainable parameter without a gradient would stop the run.
+    without_gradient = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without_gradient == []
+    model.eval().save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(reloaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+@pytest.mark.parametrize(("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name != "swinv2"])
+def test_only_patches_are_grounded(vision, num_patches, inputs):
+    model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision])).eval()
+    grounded = []
+    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
+    hidden_states = model.get_image_features(inputs["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(grounded[0], hidden_states[:, -num_patches:], rtol=0, atol=0)
+    num_prefix_tokens = {"siglip": 0, "dinov2_with_registers": 4}.get(vision, 1)
+    assert hidden_states.shape[1] == num_patches + num_prefix_tokens
+
+
+def test_swin_grounds_every_token(inputs):
+    model = FDTModel(build_tiny_config(vision_config=SWIN)).eval()
+    grounded = []
+    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
+    hidden_states = model.get_image_features(inputs["pixel_values"]).last_hidden_state
+    assert grounded[0].shape == hidden_states.shape == (3, 64, 32)
+
+
+def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
+    both = tiny_model(**inputs)
+    images = tiny_model(pixel_values=inputs["pixel_values"])
+    texts = tiny_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    torch.testing.assert_close(images.image_embeds, both.image_embeds)
+    torch.testing.assert_close(texts.text_embeds, both.text_embeds)
+    assert images.loss is images.logits_per_image is images.text_embeds is None
+    assert list(images) == ["image_embeds", "image_code_weights", "vision_model_output"]
+    assert list(texts) == ["text_embeds", "text_code_weights", "text_model_output"]
+
+
+@pytest.mark.parametrize("cls", [FDTModel, FDTVisionModel, FDTTextModel])
+def test_each_half_loads_from_a_full_checkpoint(cls, tiny_model, tmp_path, caplog):
+    tiny_model.save_pretrained(tmp_path)
+    model, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    full = tiny_model.state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, full[name], rtol=0, atol=0)
+
+
+def test_the_halves_compute_what_the_whole_computes(tiny_model, inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    output = tiny_model(**inputs)
+    image = FDTVisionModel.from_pretrained(tmp_path)(inputs["pixel_values"])
+    text = FDTTextModel.from_pretrained(tmp_path)(inputs["input_ids"], inputs["attention_mask"])
+    torch.testing.assert_close(image.image_embeds, output.image_embeds, rtol=0, atol=0)
+    torch.testing.assert_close(text.text_embeds, output.text_embeds, rtol=0, atol=0)
+    torch.testing.assert_close(text.pooler_output, text.text_embeds, rtol=0, atol=0)
+
+
+def test_sharded_checkpoints(tiny_model, inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    reloaded = FDTModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(reloaded(**inputs).logits_per_image, tiny_model(**inputs).logits_per_image)
+
+
+def test_auto_classes(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is FDTModel
+    assert type(AutoModelForZeroShotImageClassification.from_pretrained(tmp_path)) is FDTModel
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is FDTForImageClassification
+
+
+def test_a_checkpoint_of_one_half_initialises_the_other_as_a_new_model(tiny_config, tmp_path):
+    FDTVisionModel(tiny_config).save_pretrained(tmp_path)
+    model = FDTModel.from_pretrained(tmp_path)
+    # CLIP's own initialisation of an attention block: hidden_size**-0.5 * (2 * num_hidden_layers)**-0.5.
+    std = model.text_tower.encoder.layers[0].self_attn.q_proj.weight.std().item()
+    assert std == pytest.approx(32**-0.5 * 4**-0.5, rel=0.1)
+    assert model.text_grounding.query_projection[1].weight.abs().max().item() == pytest.approx(32**-0.5, rel=0.02)
+    assert model.logit_scale.item() == pytest.approx(2.6592)
+
+
+def test_the_codebook_starts_standard_normal(tiny_model):
+    assert tiny_model.codebook.mean().abs() < 0.1 and tiny_model.codebook.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_frozen_parts_stay_frozen_after_loading(tmp_path):
+    model = FDTModel(build_tiny_config(freeze_patch_embedding=True))
+    model.save_pretrained(tmp_path)
+    reloaded, _ = FDTModel.from_pretrained(tmp_path, output_loading_info=True)
+    frozen, frozen_after_loading = (
+        {name for name, p in each.named_parameters() if not p.requires_grad} for each in (model, reloaded)
+    )
+    assert frozen == frozen_after_loading
+    assert frozen == {
+        "vision_tower.embeddings.patch_embedding.weight",
+        # CLIP's pooled class token is no part of FDT.
+        "vision_tower.post_layernorm.weight",
+        "vision_tower.post_layernorm.bias",
+    }
+
+
+def test_image_classification_from_a_zero_shot_model(tiny_model, inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    model = FDTForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    output = model(inputs["pixel_values"], labels=torch.tensor([0, 1, 2]))
+    assert output.logits.shape == (3, 3) and output.loss.item() > 0
+    output.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    # The zero-shot classifier is a special case.
+    zero_shot = tiny_model(**inputs)
+    model.classifier.weight.data = zero_shot.text_embeds.detach() * tiny_model.logit_scale.exp().detach()
+    model.classifier.bias.data.zero_()
+    torch.testing.assert_close(model(inputs["pixel_values"]).logits, zero_shot.logits_per_image)
+
+
+def test_hidden_states_and_attentions(tiny_config, inputs):
+    model = FDTModel(tiny_config).eval()
+    model.set_attn_implementation("eager")
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+    for tower_output in (output.vision_model_output, output.text_model_output):
+        assert len(tower_output.hidden_states) == 3 and len(tower_output.attentions) == 2
+
+
+def test_tuples(tiny_model, inputs):
+    output = tiny_model(**inputs)
+    as_tuple = tiny_model(**inputs, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(output.to_tuple())
+    torch.testing.assert_close(as_tuple[0], output.loss)
+    torch.testing.assert_close(as_tuple[3], output.image_embeds)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_config, inputs):
+    model = FDTModel(tiny_config).train()
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable()
+    for each in (model, checkpointed):
+        each(**inputs).loss.backward()
+    for (name, p), q in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_bfloat16_and_autocast(tiny_model, inputs):
+    expected = tiny_model(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = tiny_model(**inputs)
+    half = copy.deepcopy(tiny_model).to(torch.bfloat16)(**inputs)
+    assert half.image_embeds.dtype == torch.bfloat16
+    for output in (autocast, half):
+        # bfloat16 has 8 bits of precision; the factor on cosines in [-1, 1] is 14.
+        assert (output.logits_per_image.float() - expected.logits_per_image).abs().max() < 14 * 2**-5
+        torch.testing.assert_close(output.image_code_weights.float().sum(dim=-1), torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_compiles_without_a_graph_break(tiny_model, inputs):
+    compiled = torch.compile(tiny_model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).logits_per_image, tiny_model(**inputs).logits_per_image)
+    compiled(**inputs).loss.backward()
+    grads = {name: p.grad.clone() for name, p in tiny_model.named_parameters() if p.grad is not None}
+    tiny_model.zero_grad()
+    tiny_model(**inputs).loss.backward()
+    for name, p in tiny_model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(grads[name], p.grad, msg=name)
+
+
+def test_device_map(tiny_model, inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    model = FDTModel.from_pretrained(tmp_path, device_map="auto")
+    torch.testing.assert_close(model(**inputs).logits_per_image, tiny_model(**inputs).logits_per_image)
+
+
+def test_interpolated_position_embeddings(tiny_model):
+    output = tiny_model(pixel_values=torch.randn(1, 3, 48, 64), interpolate_pos_encoding=True)
+    assert output.vision_model_output.last_hidden_state.shape == (1, 6 * 8 + 1, 32)
+
+
+def test_new_tokens_can_be_added(tiny_model, inputs):
+    tiny_model.resize_token_embeddings(49410)
+    assert tiny_model.config.text_config.vocab_size == 49410
+    tiny_model(**inputs)
+
+
+def build_pretrained(name: str, folder: str) -> tuple:
+    text, image = {**SMALL, "vocab_size": 49409}, SMALL_IMAGE
+    if name == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=image))
+        model.save_pretrained(folder)
+        return folder, folder, model.vision_model, model.text_model
+    if name == "siglip":
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=image))
+        model.save_pretrained(folder)
+        return folder, folder, model.vision_model, model.text_model
+    vision, language = ViTModel(ViTConfig(**image)), BertModel(BertConfig(**text))
+    language.save_pretrained(f"{folder}/text")
+    return vision, f"{folder}/text", vision, language
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit and bert"])
+def test_from_vision_text_pretrained(name, tmp_path, inputs):
+    vision, text, vision_tower, text_tower = build_pretrained(name, str(tmp_path))
+    model = FDTModel.from_vision_text_pretrained(
+        vision, text, codebook_size=16, codebook_dim=8, grounding_temperature=3.0
+    )
+    assert not model.training and model.codebook.shape == (16, 8) and model.config.grounding_temperature == 3.0
+    for ours, theirs in ((model.vision_tower, vision_tower), (model.text_tower, text_tower)):
+        state = theirs.state_dict()
+        assert ours.state_dict().keys() == state.keys()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in ours.state_dict().items())
+    model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], pixel_values=inputs["pixel_values"])
+
+
+def test_bad_inputs_are_refused(tiny_model, inputs):
+    with pytest.raises(ValueError, match="got neither"):
+        tiny_model()
+    with pytest.raises(ValueError, match=r"\(batch_size, 3, height, width\), got \(3, 4, 32, 32\)"):
+        tiny_model(pixel_values=torch.zeros(3, 4, 32, 32))
+    with pytest.raises(ValueError, match=r"got \(3, 32, 32\)"):
+        tiny_model(pixel_values=torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match=r"at most 77 positions, got \(1, 78\)"):
+        tiny_model(input_ids=torch.ones(1, 78, dtype=torch.long))
+    with pytest.raises(ValueError, match="`attention_mask` must have the shape of `input_ids`"):
+        tiny_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"][:, :-1])
+
+
+def test_numbers_of_images_and_captions_differ(tiny_model, inputs):
+    fewer = {**inputs, "pixel_values": inputs["pixel_values"][:2]}
+    output = tiny_model(**fewer)
+    assert output.logits_per_image.shape == (2, 3) and output.loss is None
+    with pytest.raises(ValueError, match="as many captions as images, got 3 and 2"):
+        tiny_model.train()(**fewer)
