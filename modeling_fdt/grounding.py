@@ -16,26 +16,48 @@ from torch import nn
 from .configuration_fdt import FDTConfig
 
 
-class _Sparsemax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, scores: torch.Tensor) -> torch.Tensor:
-        # (rows, codes), at least float32. Shifting by the row's maximum keeps the cumulative sums small.
-        scores = scores - scores.amax(dim=-1, keepdim=True)
-        ordered = scores.sort(dim=-1, descending=True).values
-        ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-        sums = ordered.cumsum(dim=-1)
-        support_size = (1 + ranks * ordered > sums).sum(dim=-1, keepdim=True)
-        threshold = (sums.gather(-1, support_size - 1) - 1) / support_size
-        weights = (scores - threshold).clamp(min=0)
-        ctx.save_for_backward(weights)
-        return weights
+def _sparsemax_by_sorting(rows: torch.Tensor) -> torch.Tensor:
+    """Sparsemax of every row by its definition: the readable twin, and what is exported."""
+    rows = rows - rows.amax(dim=-1, keepdim=True)
+    ordered = rows.sort(dim=-1, descending=True).values
+    ranks = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=rows.dtype)
+    sums = ordered.cumsum(dim=-1)
+    support_size = (1 + ranks * ordered > sums).sum(dim=-1, keepdim=True)
+    threshold = (sums.gather(-1, support_size - 1) - 1) / support_size
+    return (rows - threshold).clamp(min=0)
 
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        (weights,) = ctx.saved_tensors
-        support = weights > 0
-        mean = (grad * support).sum(dim=-1, keepdim=True) / support.sum(dim=-1, keepdim=True)
-        return torch.where(support, grad - mean, 0)
+
+@torch.library.custom_op("fdt::sparsemax", mutates_args=())
+def _sparsemax(rows: torch.Tensor) -> torch.Tensor:
+    """Sparsemax of every row by Michelot's method: drop what lies below the threshold of the rest until none does."""
+    # The threshold is at least (largest score - 1), so what lies below that is raised to it: no infinity is left.
+    rows = (rows - rows.amax(dim=-1, keepdim=True)).clamp_(min=-1)
+    threshold = (rows.sum(dim=-1, keepdim=True) - 1) / rows.shape[-1]
+    support = rows.new_ones(rows.shape)
+    support_size = None
+    while True:
+        support = support.mul_(rows > threshold)
+        last_size, support_size = support_size, support.sum(dim=-1, keepdim=True)
+        threshold = (torch.linalg.vecdot(rows, support).unsqueeze(-1) - 1) / support_size
+        if last_size is not None and torch.equal(last_size, support_size):
+            return (rows - threshold).clamp_(min=0)
+
+
+@_sparsemax.register_fake
+def _(rows: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(rows)
+
+
+def _sparsemax_backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    (weights,) = ctx.saved_tensors
+    support = weights > 0
+    mean = (grad * support).sum(dim=-1, keepdim=True) / support.sum(dim=-1, keepdim=True)
+    return torch.where(support, grad - mean, 0)
+
+
+_sparsemax.register_autograd(
+    _sparsemax_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output)
+)
 
 
 def sparsemax(scores: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -64,7 +86,8 @@ def sparsemax(scores: torch.Tensor, dim: int = -1) -> torch.Tensor:
         raise ValueError(f"`scores` must have an element along `dim` {dim}, got shape {tuple(scores.shape)}.")
     rows = scores.movedim(dim, -1)
     rows_dtype = torch.promote_types(scores.dtype, torch.float32)
-    weights = _Sparsemax.apply(rows.reshape(-1, rows.shape[-1]).to(rows_dtype))
+    compute = _sparsemax_by_sorting if _is_exporting() else _sparsemax
+    weights = compute(rows.reshape(-1, rows.shape[-1]).to(rows_dtype).contiguous())
     return weights.reshape(rows.shape).movedim(-1, dim).to(scores.dtype)
 
 
@@ -91,7 +114,7 @@ def pooled_grounding_scores(
         queries (`torch.Tensor` of shape `(batch_size, num_tokens, codebook_dim)`):
             Projected token features.
         codebook (`torch.Tensor` of shape `(codebook_size, codebook_dim)`):
-            The codes.
+            The codes. They are converted to the type of the queries.
         attention_mask (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*):
             1 (or True) for valid tokens, 0 for padding. Without it every token is valid.
         token_pooling (`str`, defaults to `"max"`):
@@ -101,36 +124,158 @@ def pooled_grounding_scores(
             becomes `max(pooled, 0)`, `mean` divides by `padded_length`, `sum` stays. How far a row really is padded
             never matters.
         implementation (`str`, defaults to `"auto"`):
-            `"eager"` holds all `(batch_size, num_tokens, codebook_size)` scores; `"auto"` chooses.
+            `"eager"` holds all `(batch_size, num_tokens, codebook_size)` scores, in plain operations. `"chunked"`
+            never does: it takes the codebook in parts and keeps pooled scores and winning tokens, and its backward
+            pass visits only codes whose gradient is not 0. It has no second derivative. `"auto"` is `"chunked"`, and
+            `"eager"` where a model is exported.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, codebook_size)`: pooled scores before the temperature. A row without any
-        valid token has scores 0.
+        `torch.Tensor` of shape `(batch_size, codebook_size)`: pooled scores before the temperature, in float32 for
+        half-precision queries. A row without any valid token has scores 0. Of tokens with equal scores the first
+        wins the gradient.
 
     Raises:
         ValueError: shapes do not fit together, or an option has an unknown name.
     """
     _check_shapes(queries, codebook, attention_mask)
-    if implementation not in ("auto", "eager"):
-        raise ValueError(f"`implementation` must be 'auto' or 'eager', got {implementation!r}.")
     if token_pooling not in ("max", "mean", "sum"):
         raise ValueError(f"`token_pooling` must be 'max', 'mean' or 'sum', got {token_pooling!r}.")
+    if implementation == "auto":
+        implementation = "eager" if _is_exporting() else "chunked"
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` must be 'auto' or one of {list(_IMPLEMENTATIONS)}, got {implementation!r}."
+        )
+    is_valid = None if attention_mask is None else attention_mask.to(torch.bool)
+    pool = _IMPLEMENTATIONS[implementation]
+    return pool(
+        queries / math.sqrt(codebook.shape[-1]), codebook.to(queries.dtype), is_valid, token_pooling, padded_length
+    )
 
-    scores = queries @ codebook.T / math.sqrt(codebook.shape[-1])  # (batch_size, num_tokens, codebook_size)
-    if attention_mask is None:
+
+def _pool_eager(
+    queries: torch.Tensor,
+    codebook: torch.Tensor,
+    is_valid: torch.Tensor | None,
+    token_pooling: str,
+    padded_length: int | None,
+) -> torch.Tensor:
+    scores = queries @ codebook.T  # (batch_size, num_tokens, codebook_size)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if is_valid is None:
         is_valid = scores.new_ones(scores.shape[:2], dtype=torch.bool)
-    else:
-        is_valid = attention_mask.to(torch.bool)
-    lengths = is_valid.sum(dim=1, keepdim=True)  # (batch_size, 1)
-
     if token_pooling == "max":
         pooled = scores.masked_fill(~is_valid[..., None], -torch.inf).max(dim=1).values
-        is_floored = lengths < (1 if padded_length is None else max(padded_length, 1))
-        return torch.where(is_floored, pooled.clamp(min=0), pooled)
+        return torch.where(_is_floored(is_valid, padded_length), pooled.clamp(min=0), pooled)
     pooled = scores.masked_fill(~is_valid[..., None], 0).sum(dim=1)
-    if token_pooling == "mean":
-        pooled = pooled / lengths.clamp(min=1 if padded_length is None else padded_length)
-    return pooled
+    return pooled / _mean_divisor(is_valid, padded_length) if token_pooling == "mean" else pooled
+
+
+def _pool_chunked(
+    queries: torch.Tensor,
+    codebook: torch.Tensor,
+    is_valid: torch.Tensor | None,
+    token_pooling: str,
+    padded_length: int | None,
+) -> torch.Tensor:
+    if is_valid is None:
+        is_valid = queries.new_ones(queries.shape[:2], dtype=torch.bool)
+    if token_pooling == "max":
+        return _max_scores(queries, codebook, is_valid, _is_floored(is_valid, padded_length))[0]
+    # The sum of scores is the score of the sum.
+    pooled_queries = queries.masked_fill(~is_valid[..., None], 0).sum(dim=1)
+    pooled = pooled_queries @ codebook.T
+    pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+    return pooled / _mean_divisor(is_valid, padded_length) if token_pooling == "mean" else pooled
+
+
+_IMPLEMENTATIONS = {"eager": _pool_eager, "chunked": _pool_chunked}
+
+
+def _is_floored(is_valid: torch.Tensor, padded_length: int | None) -> torch.Tensor:
+    """Whether a row counts as padded with tokens of score 0, (batch_size, 1). A row without any token always does."""
+    return is_valid.sum(dim=1, keepdim=True) < max(padded_length or 0, 1)
+
+
+def _mean_divisor(is_valid: torch.Tensor, padded_length: int | None) -> torch.Tensor:
+    return is_valid.sum(dim=1, keepdim=True).clamp(min=padded_length or 1)
+
+
+# How many scores are held at a time: 16 MB of float32.
+_CHUNK_NUMEL = 2**22
+
+
+@torch.library.custom_op("fdt::max_scores", mutates_args=())
+def _max_scores(
+    queries: torch.Tensor, codebook: torch.Tensor, is_valid: torch.Tensor, is_floored: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest score of every code over a row's valid tokens, and the token it came from; -1 where 0 is larger."""
+    batch_size, num_tokens, _ = queries.shape
+    flat_queries = queries.reshape(batch_size * num_tokens, -1)
+    pooled, winners = _empty_max_scores(queries, codebook)
+    chunk_size = max(_CHUNK_NUMEL // len(flat_queries) // 64 * 64, 128)
+    for start in range(0, len(codebook), chunk_size):
+        codes = slice(start, start + chunk_size)
+        scores = (flat_queries @ codebook[codes].T).view(batch_size, num_tokens, -1)
+        largest, winner = scores.masked_fill_(~is_valid[..., None], -torch.inf).max(dim=1)
+        pooled[:, codes], winners[:, codes] = largest, winner
+    loses_to_zero = is_floored & (pooled < 0)
+    return pooled.masked_fill_(loses_to_zero, 0), winners.masked_fill_(loses_to_zero, -1)
+
+
+def _empty_max_scores(queries: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (queries.shape[0], codebook.shape[0])
+    pooled = queries.new_empty(shape, dtype=torch.promote_types(queries.dtype, torch.float32))
+    return pooled, queries.new_empty(shape, dtype=torch.int32)
+
+
+@_max_scores.register_fake
+def _(queries, codebook, is_valid, is_floored):
+    return _empty_max_scores(queries, codebook)
+
+
+@torch.library.custom_op("fdt::max_scores_backward", mutates_args=())
+def _max_scores_backward(
+    grad: torch.Tensor, queries: torch.Tensor, codebook: torch.Tensor, winners: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A winning token receives grad x code, and the code grad x query: work only for codes whose gradient is not 0."""
+    num_tokens = queries.shape[1]
+    flat_queries = queries.reshape(-1, queries.shape[-1]).to(grad.dtype)
+    code, row = (grad * (winners >= 0)).T.nonzero(as_tuple=True)  # ordered by code
+    token = row * num_tokens + winners[row, code]
+    weight = grad[row, code]
+    grad_codebook = _weighted_sums(flat_queries, token, weight, code, len(codebook))
+    order = token.argsort(stable=True)
+    grad_queries = _weighted_sums(codebook.to(grad.dtype), code[order], weight[order], token[order], len(flat_queries))
+    return grad_queries.view(queries.shape).to(queries.dtype), grad_codebook.to(codebook.dtype)
+
+
+def _weighted_sums(
+    table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, num_groups: int
+) -> torch.Tensor:
+    """For every group the sum of weight x table[index] over its members; groups are given in ascending order."""
+    starts = torch.searchsorted(group, torch.arange(num_groups, device=group.device))
+    return nn.functional.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weight)
+
+
+@_max_scores_backward.register_fake
+def _(grad, queries, codebook, winners):
+    return torch.empty_like(queries), torch.empty_like(codebook)
+
+
+def _differentiate_max_scores(ctx, grad: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    return *_max_scores_backward(grad, *ctx.saved_tensors), None, None
+
+
+_max_scores.register_autograd(
+    _differentiate_max_scores,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2], output[1]),
+)
+
+
+def _is_exporting() -> bool:
+    """Whether the model is being written down for another runtime, which has no operators of ours."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _check_shapes(queries: torch.Tensor, codebook: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
@@ -197,5 +342,5 @@ class FDTGrounding(nn.Module):
         )
         activation = GROUNDING_ACTIVATIONS[self.config.grounding_activation]
         code_weights = activation(pooled_scores / self.config.grounding_temperature)
-        embeds = nn.functional.normalize(code_weights @ codebook, dim=-1)
+        embeds = nn.functional.normalize(code_weights.to(codebook.dtype) @ codebook, dim=-1)
         return embeds, code_weights

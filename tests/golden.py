@@ -5,7 +5,6 @@ random ones instead), and of every gradient all but about 256 values; its norm i
 the copy.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -88,11 +87,6 @@ def read_recording(checkpoint: str, case: str = "expected") -> Recording:
     return Recording(tensors, gradients, None if temperature is None else float(temperature))
 
 
-def read_tokenizer_recording() -> list[dict]:
-    """200 captions, each with `text` and the original's `input_ids`."""
-    return json.loads((COPY / "tokenizer.json").read_text(encoding="utf-8"))
-
-
 def _write_copy() -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     for checkpoint in CHECKPOINTS:
@@ -119,7 +113,6 @@ def _write_copy() -> None:
         tensors = {name.removeprefix("module."): tensor for name, tensor in model.items()}
         tensors |= {"token_ids": token_ids, "token_embedding_rows": embedding[token_ids]}
         save_file(tensors, target / "checkpoint.safetensors")
-    shutil.copyfile(RECORDED / "tokenizer.json", COPY / "tokenizer.json")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Checkpoints of the original FDT implementation to transformers and back, and warm starts from CLIP checkpoints."""
