@@ -95,8 +95,8 @@ class FDTOutput(ModelOutput):
 
 # Parts of towers that serve other heads (pooling) or other objectives (masking). Grounding pools by itself, so they
 # never receive a gradient, and a trainable parameter without one stops DistributedDataParallel.
-# Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that transformers applies
-# to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
+# Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that transformers
+# applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
 _UNUSED_PARTS = {
     "clip_vision_model": "post_layernorm",
     "siglip_text_model": "head",
