@@ -4,14 +4,15 @@ STYLES ?= two
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test style clean
+.PHONY: help demo test test-common style clean
 
 help:
-	@echo "make demo    train a small FDT on emoji drawings, evaluate it, and use it through pipeline (about ten minutes)"
-	@echo "             STYLES=all: nine drawing styles, tested on one never seen (needs npm)"
-	@echo "make test    run the tests, the slow ones included"
-	@echo "make style   check lint and format"
-	@echo "make clean   remove .venv and what the demo wrote"
+	@echo "make demo          train a small FDT on emoji drawings, evaluate it, and use it through pipeline (about ten minutes)"
+	@echo "                   STYLES=all: nine drawing styles, tested on one never seen (needs npm)"
+	@echo "make test          run the tests, the slow ones included"
+	@echo "make test-common   run transformers' common model tests on FDT and, beside it, on CLIP"
+	@echo "make style         check lint and format"
+	@echo "make clean         remove .venv and what the demo wrote"
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +28,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-common: $(INSTALLED)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest outputs/transformers \
+		transformers==$$($(BIN)/python -c "import transformers; print(transformers.__version__)")
+	tar -xzf outputs/transformers/transformers-*.tar.gz -C outputs/transformers --strip-components 1
+	TRANSFORMERS_SOURCE=outputs/transformers $(BIN)/python -m pytest tests/transformers_common.py \
+		-o addopts= -p no:cacheprovider -W ignore -q --tb=line
 
 style: $(INSTALLED)
 	$(BIN)/ruff check .
