@@ -104,6 +104,11 @@ class FDTConfig(PreTrainedConfig):
         ),
     }
     attribute_map = {"projection_dim": "codebook_dim"}
+    # What Trainer gathers in evaluation are the embeddings, from which every metric follows.
+    keys_to_ignore_at_inference = [
+        *("logits_per_image", "logits_per_text", "image_code_weights", "text_code_weights"),
+        *("vision_model_output", "text_model_output"),
+    ]
 
     _allowed_values: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {
         "codebook_size": (_is_positive_int, "an integer above 0"),
