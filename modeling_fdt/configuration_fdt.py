@@ -34,6 +34,11 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"one of {list(choices)}"
 
 
+def get_hidden_size(config: PreTrainedConfig) -> int:
+    """The size of a tower's token features; of a convolutional tower that of its last stage."""
+    return config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
+
+
 def _refuse_unknown_names(names: Any, config_class: type[PreTrainedConfig], where: str) -> None:
     fields = {field.name for field in dataclasses.fields(config_class)}
     known = fields | set(config_class.attribute_map) | _TRANSFORMERS_NAMES
@@ -54,8 +59,8 @@ class FDTConfig(PreTrainedConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the image tower: any transformers model that maps `pixel_values` to a sequence of patch
-            tokens (CLIP, SigLIP, ViT, DINOv2, Swin, ...). A `dict` without `model_type` means CLIP's. Defaults to
-            CLIP's ViT-B/32.
+            tokens or to a feature map (CLIP, SigLIP, ViT, DINOv2, Swin, ResNet, ...). A `dict` without `model_type`
+            means CLIP's. Defaults to CLIP's ViT-B/32.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the text tower: any transformers model that maps `input_ids` to a sequence of tokens
             (CLIP, SigLIP, BERT, RoBERTa, ...). A `dict` without `model_type` means CLIP's, with the original FDT's
@@ -165,9 +170,9 @@ class FDTConfig(PreTrainedConfig):
             config, _ = specification.create_subconfig(name, config)
         except StrictDataclassError as error:
             raise ValueError(f"`{name}` is refused by transformers. {error}") from error
-        if not hasattr(config, "hidden_size"):
+        if not hasattr(config, "hidden_size") and not hasattr(config, "hidden_sizes"):
             raise ValueError(
-                f"`{name}` must be the configuration of a single tower with a `hidden_size`, "
+                f"`{name}` must be the configuration of a single tower with a `hidden_size` or `hidden_sizes`, "
                 f"got {type(config).__name__} ({config.model_type})."
             )
         return config

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_fdt import FDTConfig
+from .configuration_fdt import FDTConfig, get_hidden_size
 from .grounding import FDTGrounding
 
 
@@ -28,7 +28,8 @@ class FDTVisionModelOutput(BaseModelOutputWithPooling):
     r"""
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
-            The image tower's token features, class and register tokens included.
+            The image tower's token features, class and register tokens included; of a convolutional tower its feature
+            map, `(batch_size, hidden_size, height, width)`.
         pooler_output (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             `image_embeds`, under the name that transformers' generic code reads.
         hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): as the tower returns them.
@@ -184,7 +185,7 @@ class _ImageGrounding:
 
     def _build_image_half(self, config: FDTConfig) -> None:
         self.vision_tower = _get_tower_class(config.vision_config)._from_config(config.vision_config)
-        self.vision_grounding = FDTGrounding(config, config.vision_config.hidden_size)
+        self.vision_grounding = FDTGrounding(config, get_hidden_size(config.vision_config))
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> tuple | FDTVisionModelOutput:
@@ -209,18 +210,20 @@ class _ImageGrounding:
                 f"got {tuple(pixel_values.shape)}."
             )
         tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
-        patch_features = self._drop_prefix_tokens(tower_output.last_hidden_state, pixel_values)
+        patch_features = self._select_patches(tower_output.last_hidden_state, pixel_values)
         image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
         return FDTVisionModelOutput(
             last_hidden_state=tower_output.last_hidden_state,
             pooler_output=image_embeds,
             hidden_states=tower_output.hidden_states,
-            attentions=tower_output.attentions,
+            attentions=tower_output.get("attentions"),
             image_embeds=image_embeds,
             image_code_weights=image_code_weights,
         )
 
-    def _drop_prefix_tokens(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _select_patches(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        if hidden_states.ndim == 4:  # the feature map of a convolutional tower
+            return hidden_states.flatten(2).transpose(1, 2)
         # What a transformer puts before its patches (class and register tokens) is what exceeds the grid of patches.
         # A hierarchical tower such as Swin has fewer tokens than patches, and none of them to drop.
         patch_size = self.config.vision_config.patch_size

@@ -16,6 +16,7 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    ResNetConfig,
     RobertaConfig,
     SiglipConfig,
     SiglipModel,
@@ -32,6 +33,7 @@ from tests.conftest import build_tiny_config
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
 SWIN = Swinv2Config(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
 VISION_TOWERS = {
     "clip": SMALL_IMAGE,
@@ -40,6 +42,7 @@ VISION_TOWERS = {
     "dinov2_with_registers": Dinov2WithRegistersConfig(**SMALL_IMAGE, num_register_tokens=3),
     "siglip": SiglipVisionConfig(**SMALL_IMAGE),
     "swinv2": SWIN,
+    "resnet": RESNET,
 }
 TEXT_TOWERS = {
     "clip": SMALL,
@@ -142,7 +145,9 @@ def test_other_towers(vision, text, inputs, tmp_path):
     torch.testing.assert_close(reloaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
 
 
-@pytest.mark.parametrize(("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name != "swinv2"])
+@pytest.mark.parametrize(
+    ("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name not in ("swinv2", "resnet")]
+)
 def test_only_patches_are_grounded(vision, num_patches, inputs):
     model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision])).eval()
     grounded = []
@@ -159,6 +164,15 @@ def test_swin_grounds_every_token(inputs):
     model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
     hidden_states = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     assert grounded[0].shape == hidden_states.shape == (3, 64, 32)
+
+
+def test_a_convolutional_tower_grounds_every_place_of_its_feature_map(inputs):
+    model = FDTModel(build_tiny_config(vision_config=RESNET)).eval()
+    grounded = []
+    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
+    feature_map = model.get_image_features(inputs["pixel_values"]).last_hidden_state
+    assert feature_map.shape == (3, 16, 4, 4) and grounded[0].shape == (3, 16, 16)
+    torch.testing.assert_close(grounded[0][:, 5], feature_map[:, :, 1, 1], rtol=0, atol=0)
 
 
 def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
