@@ -7,13 +7,34 @@ Finite Discrete Tokens", CVPR 2023 (arXiv 2303.14865), section 3; sparsemax is M
 Sparsemax", ICML 2016 (arXiv 1602.02068).
 """
 
+import importlib.util
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from .configuration_fdt import FDTConfig
+
+
+# Every copy of this file, like one loaded from the Hub beside the package, has operators of its own: to register
+# a name again would free what the first copy still calls.
+_OPERATORS = re.sub(r"\W", "_", __name__)
+
+# grounding_triton.py is imported with the first CUDA tensor that needs it, not with the package.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _takes_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the kernels of grounding_triton.py can be used: triton compiles for compute capability 8.0 and above."""
+    return (
+        _HAS_TRITON
+        and tensor.is_cuda
+        and tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and torch.cuda.get_device_properties(tensor.device).major >= 8
+    )
 
 
 def _sparsemax_by_sorting(rows: torch.Tensor) -> torch.Tensor:
@@ -27,9 +48,17 @@ def _sparsemax_by_sorting(rows: torch.Tensor) -> torch.Tensor:
     return (rows - threshold).clamp(min=0)
 
 
-@torch.library.custom_op("fdt::sparsemax", mutates_args=())
+# How many scores of a row one program holds.
+_LONGEST_FUSED_ROW = 65536
+
+
+@torch.library.custom_op(f"{_OPERATORS}::sparsemax", mutates_args=())
 def _sparsemax(rows: torch.Tensor) -> torch.Tensor:
     """Sparsemax of every row by Michelot's method: drop what lies below the threshold of the rest until none does."""
+    if _takes_kernels(rows) and rows.shape[-1] <= _LONGEST_FUSED_ROW:
+        from .grounding_triton import sparsemax
+
+        return sparsemax(rows)
     # The threshold is at least (largest score - 1), so what lies below that is raised to it: no infinity is left.
     rows = (rows - rows.amax(dim=-1, keepdim=True)).clamp_(min=-1)
     threshold = (rows.sum(dim=-1, keepdim=True) - 1) / rows.shape[-1]
@@ -126,8 +155,9 @@ def pooled_grounding_scores(
         implementation (`str`, defaults to `"auto"`):
             `"eager"` holds all `(batch_size, num_tokens, codebook_size)` scores, in plain operations. `"chunked"`
             never does: it takes the codebook in parts and keeps pooled scores and winning tokens, and its backward
-            pass visits only codes whose gradient is not 0. It has no second derivative. `"auto"` is `"chunked"`, and
-            `"eager"` where a model is exported.
+            pass visits only codes whose gradient is not 0. It has no second derivative. `"triton"` does the same for
+            CUDA tensors in kernels of its own: scores are pooled where they are computed. `"auto"` is `"triton"` where
+            that can run, else `"chunked"`, and `"eager"` where a model is exported.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, codebook_size)`: pooled scores before the temperature, in float32 for
@@ -135,13 +165,13 @@ def pooled_grounding_scores(
         wins the gradient.
 
     Raises:
-        ValueError: shapes do not fit together, or an option has an unknown name.
+        ValueError: shapes do not fit together, an option has an unknown name, or `"triton"` cannot take the queries.
     """
     _check_shapes(queries, codebook, attention_mask)
     if token_pooling not in ("max", "mean", "sum"):
         raise ValueError(f"`token_pooling` must be 'max', 'mean' or 'sum', got {token_pooling!r}.")
     if implementation == "auto":
-        implementation = "eager" if _is_exporting() else "chunked"
+        implementation = "eager" if _is_exporting() else "triton" if _takes_kernels(queries) else "chunked"
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"`implementation` must be 'auto' or one of {list(_IMPLEMENTATIONS)}, got {implementation!r}."
@@ -177,11 +207,12 @@ def _pool_chunked(
     is_valid: torch.Tensor | None,
     token_pooling: str,
     padded_length: int | None,
+    implementation: str = "chunked",
 ) -> torch.Tensor:
     if is_valid is None:
         is_valid = queries.new_ones(queries.shape[:2], dtype=torch.bool)
     if token_pooling == "max":
-        return _max_scores(queries, codebook, is_valid, _is_floored(is_valid, padded_length))[0]
+        return _max_scores(queries, codebook, is_valid, _is_floored(is_valid, padded_length), implementation)[0]
     # The sum of scores is the score of the sum.
     pooled_queries = queries.masked_fill(~is_valid[..., None], 0).sum(dim=1)
     pooled = pooled_queries @ codebook.T
@@ -189,7 +220,11 @@ def _pool_chunked(
     return pooled / _mean_divisor(is_valid, padded_length) if token_pooling == "mean" else pooled
 
 
-_IMPLEMENTATIONS = {"eager": _pool_eager, "chunked": _pool_chunked}
+_IMPLEMENTATIONS = {
+    "eager": _pool_eager,
+    "chunked": _pool_chunked,
+    "triton": partial(_pool_chunked, implementation="triton"),
+}
 
 
 def _is_floored(is_valid: torch.Tensor, padded_length: int | None) -> torch.Tensor:
@@ -205,11 +240,19 @@ def _mean_divisor(is_valid: torch.Tensor, padded_length: int | None) -> torch.Te
 _CHUNK_NUMEL = 2**22
 
 
-@torch.library.custom_op("fdt::max_scores", mutates_args=())
+@torch.library.custom_op(f"{_OPERATORS}::max_scores", mutates_args=())
 def _max_scores(
-    queries: torch.Tensor, codebook: torch.Tensor, is_valid: torch.Tensor, is_floored: torch.Tensor
+    queries: torch.Tensor,
+    codebook: torch.Tensor,
+    is_valid: torch.Tensor,
+    is_floored: torch.Tensor,
+    implementation: str = "chunked",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest score of every code over a row's valid tokens, and the token it came from; -1 where 0 is larger."""
+    if implementation == "triton":
+        from .grounding_triton import max_scores
+
+        return max_scores(queries, codebook, is_valid, is_floored)
     batch_size, num_tokens, _ = queries.shape
     flat_queries = queries.reshape(batch_size * num_tokens, -1)
     pooled, winners = _empty_max_scores(queries, codebook)
@@ -230,15 +273,19 @@ def _empty_max_scores(queries: torch.Tensor, codebook: torch.Tensor) -> tuple[to
 
 
 @_max_scores.register_fake
-def _(queries, codebook, is_valid, is_floored):
+def _(queries, codebook, is_valid, is_floored, implementation="chunked"):
     return _empty_max_scores(queries, codebook)
 
 
-@torch.library.custom_op("fdt::max_scores_backward", mutates_args=())
+@torch.library.custom_op(f"{_OPERATORS}::max_scores_backward", mutates_args=())
 def _max_scores_backward(
-    grad: torch.Tensor, queries: torch.Tensor, codebook: torch.Tensor, winners: torch.Tensor
+    grad: torch.Tensor, queries: torch.Tensor, codebook: torch.Tensor, winners: torch.Tensor, implementation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A winning token receives grad x code, and the code grad x query: work only for codes whose gradient is not 0."""
+    if implementation == "triton":
+        from .grounding_triton import max_scores_backward
+
+        return max_scores_backward(grad, queries, codebook, winners)
     num_tokens = queries.shape[1]
     flat_queries = queries.reshape(-1, queries.shape[-1]).to(grad.dtype)
     code, row = (grad * (winners >= 0)).T.nonzero(as_tuple=True)  # ordered by code
@@ -259,18 +306,20 @@ def _weighted_sums(
 
 
 @_max_scores_backward.register_fake
-def _(grad, queries, codebook, winners):
-    return torch.empty_like(queries), torch.empty_like(codebook)
+def _(grad, queries, codebook, winners, implementation):
+    return queries.new_empty(queries.shape), codebook.new_empty(codebook.shape)
 
 
-def _differentiate_max_scores(ctx, grad: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-    return *_max_scores_backward(grad, *ctx.saved_tensors), None, None
+def _save_for_backward(ctx, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    queries, codebook, _, _, ctx.implementation = inputs
+    ctx.save_for_backward(queries, codebook, output[1])
 
 
-_max_scores.register_autograd(
-    _differentiate_max_scores,
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2], output[1]),
-)
+def _differentiate_max_scores(ctx, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+    return *_max_scores_backward(grad, *ctx.saved_tensors, ctx.implementation), None, None, None
+
+
+_max_scores.register_autograd(_differentiate_max_scores, setup_context=_save_for_backward)
 
 
 def _is_exporting() -> bool:

@@ -233,6 +233,7 @@ def test_a_second_copy_of_the_module_works_beside_the_first():
     specification = importlib.util.spec_from_file_location("modeling_fdt.second_copy", grounding.__file__)
     copy = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(copy)
+    assert str(copy._sparsemax) != str(grounding._sparsemax)  # one name would leave the first without its operator
     queries, codebook, mask = make_inputs()
     expected = run_with_gradients(queries, codebook, mask, "eager")
     for module in (grounding, copy):
