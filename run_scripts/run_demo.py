@@ -1,0 +1,209 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""The first run: train a small FDT model on emoji, test it on drawings it has never seen, and use it.
+
+    python -m run_scripts.run_demo
+    python -m run_scripts.run_demo --styles all
+
+Data come from `prepare_emoji_data`, training is `run_pretraining` with a config of `run_scripts/configs`. Everything
+is written into the config's `output_dir`: the model, results.json, loss_curve.png and contact_sheet.png.
+"""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import Dataset, DatasetDict, load_from_disk
+from transformers import HfArgumentParser
+
+from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts import metrics
+from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
+from run_scripts.run_pretraining import count_active, parse_arguments, train
+
+
+CONFIGS = Path(__file__).with_name("configs")
+NUM_CHOICES = 10
+BATCH_SIZE = 256
+
+
+@dataclass
+class DemoArguments:
+    styles: Literal["two", "all"] = field(default="two", metadata={"help": "`two` needs pip only, `all` needs npm."})
+    smoke: bool = field(default=False, metadata={"help": "A few steps of a tiny model, to see that all parts run."})
+
+
+@torch.inference_mode()
+def embed_images(model: FDTModel, processor: FDTProcessor, images: list) -> tuple[torch.Tensor, float]:
+    """Embeddings (num_images, codebook_dim), each of length 1, and the mean number of active codes."""
+    outputs = []
+    for start in range(0, len(images), BATCH_SIZE):
+        inputs = processor(images=images[start : start + BATCH_SIZE], return_tensors="pt")
+        outputs.append(model.get_image_features(**inputs))
+    code_weights = torch.cat([output.image_code_weights for output in outputs])
+    return torch.cat([output.image_embeds for output in outputs]), count_active(code_weights)
+
+
+@torch.inference_mode()
+def embed_captions(model: FDTModel, processor: FDTProcessor, captions: list[str]) -> tuple[torch.Tensor, float]:
+    """Embeddings (num_captions, codebook_dim), each of length 1, and the mean number of active codes."""
+    outputs = []
+    for start in range(0, len(captions), BATCH_SIZE):
+        inputs = processor(text=captions[start : start + BATCH_SIZE], return_tensors="pt")
+        outputs.append(model.get_text_features(**inputs))
+    code_weights = torch.cat([output.text_code_weights for output in outputs])
+    return torch.cat([output.text_embeds for output in outputs]), count_active(code_weights)
+
+
+def evaluate(
+    model: FDTModel, processor: FDTProcessor, split: Dataset, concepts: dict[str, tuple[str, int]], seed: int
+) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+    """Test a model on the drawings of one split.
+
+    Args:
+        model, processor: what to test.
+        split: drawings, each with its `concept` and `category`.
+        concepts: name and category of every concept there is: the candidates of zero-shot classification.
+        seed: draws the other names of the choice among ten.
+
+    Returns:
+        For every metric its `value` and the level of `chance`, and the predicted name of every drawing.
+    """
+    image_embeds, codes_per_image = embed_images(model, processor, split["image"][:])
+    names = [name for name, _ in concepts.values()]
+    text_embeds, codes_per_caption = embed_captions(model, processor, names)
+    scores = image_embeds @ text_embeds.T  # (num_images, num_concepts)
+    index = {concept: position for position, concept in enumerate(concepts)}
+    targets = torch.tensor([index[concept] for concept in split["concept"]])
+    is_relevant = torch.arange(len(concepts)) == targets[:, None]
+    name_categories = torch.tensor([category for _, category in concepts.values()])
+    categories = torch.tensor(split["category"][:])
+
+    results = {}
+    for k in (1, 5):
+        results[f"zero-shot top-{k} among {len(names)} names"] = (
+            metrics.recall_at(scores, is_relevant, k),
+            metrics.chance_recall_at(is_relevant, k),
+        )
+    results[f"zero-shot top-1 among {NUM_CHOICES} names"] = (
+        metrics.accuracy_among(scores, is_relevant, NUM_CHOICES, seed),
+        1 / NUM_CHOICES,
+    )
+    results["category accuracy (chance: the largest)"] = (
+        metrics.class_accuracy(scores, name_categories, categories),
+        metrics.largest_class_share(categories),
+    )
+    shown = targets.unique()  # retrieval is among the concepts of this split
+    for direction, s, relevant in (
+        (f"image to text, {len(shown)} captions", scores[:, shown], is_relevant[:, shown]),
+        (f"text to image, {len(split)} images", scores[:, shown].T, is_relevant[:, shown].T),
+    ):
+        for k in (1, 5, 10):
+            results[f"R@{k} {direction}"] = (metrics.recall_at(s, relevant, k), metrics.chance_recall_at(relevant, k))
+    results["active codes per image"] = (codes_per_image, None)
+    results["active codes per caption"] = (codes_per_caption, None)
+    results = {name: {"value": value, "chance": chance} for name, (value, chance) in results.items()}
+    return results, [names[position] for position in scores.argmax(dim=1)]
+
+
+def format_table(title: str, results: dict[str, dict[str, float | None]]) -> str:
+    """Results as a Markdown table: shares in per cent, counts as they are."""
+    lines = [f"| {title} | value | chance |", "|---|---|---|"]
+    for name, result in results.items():
+        if result["chance"] is None:
+            lines.append(f"| {name} | {result['value']:.1f} | |")
+        else:
+            lines.append(f"| {name} | {result['value']:.1%} | {result['chance']:.2%} |")
+    return "\n".join(lines)
+
+
+def plot_loss_curve(log_history: list[dict], path: Path) -> None:
+    """The training loss by step, as PNG."""
+    points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(*zip(*points, strict=True))
+    axes.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_contact_sheet(split: Dataset, predictions: list[str], rows: list[int], path: Path) -> None:
+    """Drawings with their predicted names, green where right, else red with the true name below, as PNG."""
+    figure, grid = plt.subplots(6, 8, figsize=(16, 13), layout="constrained")
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, row in zip(grid.flat, rows, strict=False):
+        drawing, prediction = split[row], predictions[row]
+        is_right = prediction == drawing["caption"]
+        title = prediction if is_right else f"{prediction}\n({drawing['caption']})"
+        axes.imshow(drawing["image"])
+        axes.set_title(title, fontsize=8, color="green" if is_right else "firebrick", wrap=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def all_concepts(dataset: DatasetDict) -> dict[str, tuple[str, int]]:
+    """Name and category of every concept in any split."""
+    columns = ("concept", "caption", "category")
+    return {
+        concept: (caption, category)
+        for split in dataset.values()
+        for concept, caption, category in zip(*(split[column] for column in columns), strict=True)
+    }
+
+
+def main(arguments: DemoArguments) -> None:
+    suffix = "_smoke" if arguments.smoke else ""
+    config = CONFIGS / f"emoji_{arguments.styles}_styles{suffix}.json"
+    model_arguments, data_arguments, training_arguments = parse_arguments([str(config)])
+    seed, output_dir = training_arguments.seed, Path(training_arguments.output_dir)
+
+    if not Path(data_arguments.dataset).exists():
+        prepare_emoji_data(EmojiDataArguments(output_dir=data_arguments.dataset, styles=arguments.styles))
+    trainer = train(model_arguments, data_arguments, training_arguments)
+
+    dataset = load_from_disk(data_arguments.dataset)
+    model, processor = FDTModel.from_pretrained(output_dir).eval(), FDTProcessor.from_pretrained(output_dir)
+    concepts = all_concepts(dataset)
+    runtime = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
+    report = {
+        "config": config.name,
+        "seed": seed,
+        "steps": trainer.state.global_step,
+        "training_seconds": runtime,
+        "num_threads": torch.get_num_threads(),
+        "num_train_drawings": len(dataset["train"]),
+        "results": {},
+    }
+    print(f"\nTrained {report['steps']} steps in {runtime:.0f} seconds on {report['num_threads']} threads.")
+    predictions = {}
+    for name in [name for name in dataset if name.startswith("test")]:
+        report["results"][name], predictions[name] = evaluate(model, processor, dataset[name], concepts, seed)
+        title = f"{len(dataset[name])} drawings never seen ({name})"
+        print("\n" + format_table(title, report["results"][name]))
+    (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+
+    test = dataset["test"]
+    rows = random.Random(seed).sample(range(len(test)), 48)
+    plot_loss_curve(trainer.state.log_history, output_dir / "loss_curve.png")
+    plot_contact_sheet(test, predictions["test"], rows, output_dir / "contact_sheet.png")
+
+    picture, true_name = output_dir / "held_out_drawing.png", test[rows[0]]["caption"]
+    test[rows[0]]["image"].save(picture)
+    others = sorted({name for name, _ in concepts.values()} - {true_name})
+    labels = [true_name, *random.Random(seed).sample(others, NUM_CHOICES - 1)]
+    print(f"\nThe saved model, loaded in a fresh process by pipeline, on {picture} ({true_name}):", flush=True)
+    command = ["-m", "run_scripts.run_zero_shot", "--model", str(output_dir), "--image", str(picture), "--labels"]
+    subprocess.run([sys.executable, *command, *labels], check=True)
+    print(f"\nWritten to {output_dir}: the model, results.json, loss_curve.png, contact_sheet.png")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main(*HfArgumentParser(DemoArguments, allow_abbrev=False).parse_args_into_dataclasses())

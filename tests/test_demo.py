@@ -1,0 +1,103 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""The demo: its parts on made-up drawings, its configs, and, slow, all of it with a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict
+from PIL import Image
+
+from modeling_fdt import FDTConfig
+from run_scripts import run_demo, run_pretraining, run_zero_shot
+
+
+COLORS = [*("red", "green", "blue", "black", "white", "yellow", "gray", "orange", "pink", "brown", "purple", "navy")]
+
+
+@pytest.fixture
+def drawings() -> Dataset:
+    rows = [
+        {
+            "concept": color.upper(),
+            "caption": color,
+            "category": number % 2,
+            "image": Image.new("RGB", (32, 32), color),
+        }
+        for number, color in enumerate(COLORS)
+    ]
+    return Dataset.from_list(rows).cast_column("category", ClassLabel(names=["even", "odd"]))
+
+
+def test_evaluation_of_an_untrained_model(tiny_model, tiny_processor, drawings):
+    concepts = run_demo.all_concepts(DatasetDict({"train": drawings, "test": drawings.select(range(5))}))
+    assert concepts["GREEN"] == ("green", 1) and len(concepts) == len(COLORS)
+    results, predictions = run_demo.evaluate(tiny_model, tiny_processor, drawings, concepts, seed=0)
+    assert len(predictions) == len(COLORS) and set(predictions) <= set(COLORS)
+    right = sum(prediction == color for prediction, color in zip(predictions, COLORS, strict=True))
+    assert results["zero-shot top-1 among 12 names"]["value"] == pytest.approx(right / 12)
+    assert results["zero-shot top-1 among 12 names"]["chance"] == pytest.approx(1 / 12)
+    assert results["R@5 text to image, 12 images"]["chance"] == pytest.approx(5 / 12)
+    assert results["category accuracy (chance: the largest)"]["chance"] == 0.5
+    assert 1 <= results["active codes per image"]["value"] <= 64
+    table = run_demo.format_table("held out", results)
+    assert f"| zero-shot top-1 among 12 names | {right / 12:.1%} | 8.33% |" in table
+
+
+def test_embeddings_do_not_depend_on_the_batch_size(tiny_model, tiny_processor, drawings, monkeypatch):
+    whole, _ = run_demo.embed_images(tiny_model, tiny_processor, drawings["image"][:])
+    captions, _ = run_demo.embed_captions(tiny_model, tiny_processor, COLORS)
+    monkeypatch.setattr(run_demo, "BATCH_SIZE", 5)
+    # Matrix products of another size may round the last bits of float32 in another way.
+    torch.testing.assert_close(
+        run_demo.embed_images(tiny_model, tiny_processor, drawings["image"][:])[0], whole, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        run_demo.embed_captions(tiny_model, tiny_processor, COLORS)[0], captions, rtol=0, atol=1e-5
+    )
+
+
+def test_figures_are_pictures(tmp_path, drawings):
+    run_demo.plot_loss_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2}], tmp_path / "loss.png")
+    run_demo.plot_contact_sheet(drawings, ["red"] * len(drawings), [0, 3], tmp_path / "sheet.png")
+    for name in ("loss.png", "sheet.png"):
+        Image.open(tmp_path / name).verify()
+
+
+def test_zero_shot_script_prints_every_label(tmp_path, tiny_model, tiny_processor, drawings, capsys):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    drawings[0]["image"].save(tmp_path / "picture.png")
+    arguments = run_zero_shot.ZeroShotArguments(
+        model=str(tmp_path), image=str(tmp_path / "picture.png"), labels=["red", "green"]
+    )
+    run_zero_shot.main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[1] for line in lines) == ["green", "red"]
+    assert sum(float(line.split()[0].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.1)
+
+
+@pytest.mark.parametrize("path", sorted(run_demo.CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_config_is_readable(path: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model_arguments, data_arguments, training_arguments = run_pretraining.parse_arguments([str(path)])
+    FDTConfig(**model_arguments.model_config)
+    run_pretraining.build_augmentation(data_arguments.augmentation)
+    assert Path(training_arguments.output_dir).name == path.stem
+
+
+@pytest.mark.slow
+def test_the_whole_demo_with_a_tiny_model(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(run_demo.__file__).parents[1]))
+    run_demo.main(run_demo.DemoArguments(smoke=True))
+    output_dir = tmp_path / "outputs" / "emoji_two_styles_smoke"
+    report = json.loads((output_dir / "results.json").read_text())
+    results = report["results"]["test"]
+    assert results["active codes per image"]["value"] >= 1
+    assert all(0 <= result["value"] <= 1 for result in results.values() if result["chance"] is not None)
+    for name in ("loss_curve.png", "contact_sheet.png"):
+        Image.open(output_dir / name).verify()
+    printed = capfd.readouterr().out
+    assert "zero-shot top-1 among 10 names" in printed and printed.count("%  ") == 10
