@@ -190,7 +190,7 @@ def build_augmentation(augmentation: dict) -> nn.Module:
 
 
 class FDTTrainer(Trainer):
-    """Trainer with batches distinct in a column, `logit_scale` and batch norms spared from decay, active codes logged."""
+    """Trainer with batches distinct in a column, `logit_scale` and batch norms not decayed, active codes logged."""
 
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
