@@ -39,6 +39,18 @@ def get_hidden_size(config: PreTrainedConfig) -> int:
     return config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
 
 
+# Text towers that count positions from `pad_token_id + 1`: so many of `max_position_embeddings` are never used.
+_TYPES_WITH_POSITION_OFFSET = {
+    *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+}
+
+
+def get_context_length(config: PreTrainedConfig) -> int:
+    """The longest input of a text tower, in tokens."""
+    offset = config.pad_token_id + 1 if config.model_type in _TYPES_WITH_POSITION_OFFSET else 0
+    return config.max_position_embeddings - offset
+
+
 def _refuse_unknown_names(names: Any, config_class: type[PreTrainedConfig], where: str) -> None:
     fields = {field.name for field in dataclasses.fields(config_class)}
     known = fields | set(config_class.attribute_map) | _TRANSFORMERS_NAMES
@@ -140,8 +152,9 @@ class FDTConfig(PreTrainedConfig):
     freeze_patch_embedding: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._allowed_values:
-            is_allowed, allowed = self._allowed_values[name]
+        field = self.attribute_map.get(name, name)
+        if field in self._allowed_values:
+            is_allowed, allowed = self._allowed_values[field]
             if not is_allowed(value):
                 raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
         super().__setattr__(name, value)
@@ -173,6 +186,11 @@ class FDTConfig(PreTrainedConfig):
         if not hasattr(config, "hidden_size") and not hasattr(config, "hidden_sizes"):
             raise ValueError(
                 f"`{name}` must be the configuration of a single tower with a `hidden_size` or `hidden_sizes`, "
+                f"got {type(config).__name__} ({config.model_type})."
+            )
+        if name == "text_config" and not hasattr(config, "max_position_embeddings"):
+            raise ValueError(
+                f"`{name}` must be the configuration of a tower with `max_position_embeddings`, "
                 f"got {type(config).__name__} ({config.model_type})."
             )
         return config

@@ -54,7 +54,8 @@ class FDTImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs):
-        unknown = set(kwargs) - set(self.valid_kwargs.__annotations__) - {"image_processor_type", "processor_class"}
+        saved = {"auto_map", "image_processor_type", "processor_class"}  # what save_pretrained adds
+        unknown = set(kwargs) - set(self.valid_kwargs.__annotations__) - saved
         if unknown:
             raise TypeError(
                 f"FDTImageProcessor has no option {sorted(unknown)}; its options are "
@@ -94,13 +95,10 @@ def _upright_8_bit(image: Image.Image) -> Image.Image:
     except (OSError, SyntaxError) as error:
         name = getattr(image, "filename", "") or "(without a name)"
         raise ValueError(f"image {name} cannot be decoded: {error}") from error
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"a grey image of mode {image.mode!r} must have values in [0, 65535].")
-        return Image.fromarray((values // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("an image of mode 'F' has no defined range; pass 8-bit or 16-bit values.")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"an image of mode {image.mode!r} has no defined range; pass 8-bit or 16-bit values.")
     return image
 
 

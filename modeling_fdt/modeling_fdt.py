@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_fdt import FDTConfig, get_hidden_size
+from .configuration_fdt import FDTConfig, get_context_length, get_hidden_size
 from .grounding import FDTGrounding
 
 
@@ -100,6 +100,8 @@ class FDTOutput(ModelOutput):
 # applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
 _UNUSED_PARTS = {
     "clip_vision_model": "post_layernorm",
+    "convnext": "layernorm",
+    "convnextv2": "layernorm",
     "siglip_text_model": "head",
     "siglip_vision_model": "head",
     "swinv2": "layernorm",
@@ -143,12 +145,17 @@ class FDTPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             half, _, name_in_tower = name.partition(".")
             if half in ("vision_tower", "text_tower"):
-                model_type = getattr(self, half).config.model_type
-                unused = {"pooler", "mask_token", _UNUSED_PARTS.get(model_type)}
-                if unused.intersection(name_in_tower.split(".")):
+                unused_part = _UNUSED_PARTS.get(getattr(self, half).config.model_type)
+                parts = name_in_tower.split(".")
+                if parts[0] in ("pooler", unused_part) or parts[-1] == "mask_token":
                     parameter.requires_grad_(False)
         if self.config.freeze_patch_embedding and hasattr(self, "vision_tower"):
-            self.vision_tower.get_input_embeddings().requires_grad_(False)
+            try:
+                patch_embedding = self.vision_tower.get_input_embeddings()
+            except NotImplementedError as error:
+                model_type = self.config.vision_config.model_type
+                raise ValueError(f"`freeze_patch_embedding`: a {model_type} tower has no patch embedding.") from error
+            patch_embedding.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -180,11 +187,16 @@ def _get_tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return tower_class
 
 
+def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    # Not in the type that the tower's own checkpoint had, but in that of the whole model.
+    return _get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
+
+
 class _ImageGrounding:
     """The image half of an FDT model: the image tower and its grounding."""
 
     def _build_image_half(self, config: FDTConfig) -> None:
-        self.vision_tower = _get_tower_class(config.vision_config)._from_config(config.vision_config)
+        self.vision_tower = _build_tower(config.vision_config)
         self.vision_grounding = FDTGrounding(config, get_hidden_size(config.vision_config))
 
     @can_return_tuple
@@ -236,11 +248,11 @@ class _TextGrounding:
     """The text half of an FDT model: the text tower and its grounding."""
 
     def _build_text_half(self, config: FDTConfig) -> None:
-        self.text_tower = _get_tower_class(config.text_config)._from_config(config.text_config)
+        self.text_tower = _build_tower(config.text_config)
         # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
         # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
         # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
-        padded_length = config.text_config.max_position_embeddings if config.padding_score == "zero" else None
+        padded_length = get_context_length(config.text_config) if config.padding_score == "zero" else None
         self.text_grounding = FDTGrounding(config, config.text_config.hidden_size, padded_length=padded_length)
 
     @can_return_tuple
@@ -263,7 +275,7 @@ class _TextGrounding:
         Raises:
             ValueError: captions are longer than the text tower's context, or the mask has another shape.
         """
-        context_length = self.config.text_config.max_position_embeddings
+        context_length = get_context_length(self.config.text_config)
         if input_ids.ndim != 2 or input_ids.shape[1] > context_length:
             raise ValueError(
                 f"`input_ids` must have shape (batch_size, sequence_length) with at most {context_length} positions, "
@@ -376,7 +388,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             [`FDTModel`] in float32 and evaluation mode; train it before use.
 
         Raises:
-            ValueError: a tower's type is not one that FDT can take.
+            ValueError: a tower's type is not one that FDT can take, or its checkpoint lacks weights.
         """
         vision_tower = _load_tower(vision_model, "vision_config")
         text_tower = _load_tower(text_model, "text_config")
@@ -440,12 +452,13 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
 
         logits_per_image = loss = None
         if pixel_values is not None and input_ids is not None:
+            self._check_pairs(len(pixel_values), len(input_ids))
             image_embeds = gather_global_batch(image_output.image_embeds, self.training)
             text_embeds = gather_global_batch(text_output.text_embeds, self.training)
-            logit_scale = self.logit_scale.clamp(max=self.config.logit_scale_max).exp()
+            logit_scale = self._capped_logit_scale().to(image_embeds.device)
             logits_per_image = logit_scale * image_embeds @ text_embeds.to(image_embeds.device).T
-            if return_loss:
-                loss = self._contrastive_loss(logits_per_image)
+            if return_loss and len(image_embeds) == len(text_embeds):
+                loss = contrastive_loss(logits_per_image)
 
         return FDTOutput(
             loss=loss,
@@ -459,16 +472,16 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_model_output=None if input_ids is None else text_output,
         )
 
-    def _contrastive_loss(self, logits_per_image: torch.Tensor) -> torch.Tensor | None:
-        num_images, num_texts = logits_per_image.shape
-        if num_images != num_texts:
-            if self.training:
-                raise ValueError(f"Training needs as many captions as images, got {num_texts} and {num_images}.")
-            return None
-        pairs = torch.arange(num_images, device=logits_per_image.device)
-        image_loss = nn.functional.cross_entropy(logits_per_image, pairs)
-        text_loss = nn.functional.cross_entropy(logits_per_image.T, pairs)
-        return (image_loss + text_loss) / 2
+    def _check_pairs(self, num_images: int, num_texts: int) -> None:
+        # Before embeddings are gathered: a process that stops within a collective call leaves the others hanging.
+        if self.training and num_images != num_texts:
+            raise ValueError(f"Training needs as many captions as images, got {num_texts} and {num_images}.")
+
+    def _capped_logit_scale(self) -> torch.Tensor:
+        # The cap does not stop the gradient, so a parameter above it can come down again.
+        logit_scale = self.logit_scale
+        excess = (logit_scale - self.config.logit_scale_max).clamp(min=0).detach()
+        return (logit_scale - excess).exp()
 
 
 class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
@@ -522,6 +535,22 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
         )
 
 
+def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
+    r"""
+    Symmetric InfoNCE: the mean of two cross-entropies, of images among captions and of captions among images.
+
+    Args:
+        logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`): image i and caption i are a pair.
+
+    Returns:
+        `torch.Tensor` of shape `()`, at least 0; `log(batch_size)` for logits that are all equal.
+    """
+    pairs = torch.arange(len(logits_per_image), device=logits_per_image.device)
+    image_loss = nn.functional.cross_entropy(logits_per_image, pairs)
+    text_loss = nn.functional.cross_entropy(logits_per_image.T, pairs)
+    return (image_loss + text_loss) / 2
+
+
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: torch.Tensor) -> torch.Tensor:
@@ -533,7 +562,7 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
         # Every process computes the whole loss. The sum of their gradients, once DDP has averaged over the processes,
         # is the gradient of one process with the whole batch.
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -558,7 +587,12 @@ def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
         return model
     config = AutoConfig.from_pretrained(model)
     config = getattr(config, half, config)
-    return _get_tower_class(config).from_pretrained(model, config=config)
+    tower, report = _get_tower_class(config).from_pretrained(model, config=config, output_loading_info=True)
+    unused = ("pooler.", f"{_UNUSED_PARTS.get(config.model_type)}.")
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
+    if missing:
+        raise ValueError(f"{model!r} lacks weights of its {half.removesuffix('_config')} tower: {missing[:5]}, ...")
+    return tower
 
 
 __all__ = [

@@ -392,8 +392,12 @@ def prepare_emoji_data(arguments: EmojiDataArguments) -> DatasetDict:
     dataset.info.description = f"{len(sources)} styles of emoji with their names; see ATTRIBUTION.md."
     dataset.info.license = ", ".join(sorted({source.license for source in sources.values()}))
     dataset_dict = DatasetDict({split: dataset.select(rows) for split, rows in splits.items()})
-    dataset_dict.save_to_disk(str(output_dir))
-    (output_dir / "ATTRIBUTION.md").write_text(attribution(sources.items()))
+    # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
+    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    dataset_dict.save_to_disk(str(unfinished))
+    (unfinished / "ATTRIBUTION.md").write_text(attribution(sources.items()))
+    unfinished.rename(output_dir)
     for split, rows in dataset_dict.items():
         logger.info("%s: %d drawings of %d concepts", split, len(rows), len(set(rows["concept"])))
     return dataset_dict

@@ -47,7 +47,7 @@ def embed_images(model: FDTModel, processor: FDTProcessor, images: list) -> tupl
         inputs = processor(images=images[start : start + BATCH_SIZE], return_tensors="pt")
         outputs.append(model.get_image_features(**inputs))
     code_weights = torch.cat([output.image_code_weights for output in outputs])
-    return torch.cat([output.image_embeds for output in outputs]), count_active(code_weights)
+    return torch.cat([output.image_embeds for output in outputs]), count_active(code_weights).item()
 
 
 @torch.inference_mode()
@@ -58,7 +58,7 @@ def embed_captions(model: FDTModel, processor: FDTProcessor, captions: list[str]
         inputs = processor(text=captions[start : start + BATCH_SIZE], return_tensors="pt")
         outputs.append(model.get_text_features(**inputs))
     code_weights = torch.cat([output.text_code_weights for output in outputs])
-    return torch.cat([output.text_embeds for output in outputs]), count_active(code_weights)
+    return torch.cat([output.text_embeds for output in outputs]), count_active(code_weights).item()
 
 
 def evaluate(

@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from transformers import BatchFeature, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
+from modeling_fdt.configuration_fdt import get_context_length
 
 
 logger = logging.getLogger(__name__)
@@ -210,20 +211,22 @@ class FDTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.last_outputs = outputs
+        self.active_codes = {
+            "active_codes_per_image": count_active(outputs.image_code_weights),
+            "active_codes_per_caption": count_active(outputs.text_code_weights),
+        }
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs["active_codes_per_image"] = count_active(self.last_outputs.image_code_weights)
-            logs["active_codes_per_caption"] = count_active(self.last_outputs.text_code_weights)
+            logs.update({name: count.item() for name, count in self.active_codes.items()})
             logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.item()
         super().log(logs, *args, **kwargs)
 
 
-def count_active(code_weights: torch.Tensor) -> float:
-    """Mean number of codes above 0 in a row of (batch_size, codebook_size) weights."""
-    return (code_weights > 0).sum(dim=-1).float().mean().item()
+def count_active(code_weights: torch.Tensor) -> torch.Tensor:
+    """Mean number of codes above 0 in a row of (batch_size, codebook_size) weights, a scalar on their device."""
+    return (code_weights > 0).sum(dim=-1).float().mean()
 
 
 def build_model(arguments: ModelArguments) -> tuple[FDTModel, FDTProcessor]:
@@ -238,7 +241,7 @@ def build_model(arguments: ModelArguments) -> tuple[FDTModel, FDTProcessor]:
         raise ValueError(
             f"image_processor_config crops to {crop_size}, but the vision tower takes {image_size} pixels"
         )
-    tokenizer = FDTTokenizer(model_max_length=config.text_config.max_position_embeddings)
+    tokenizer = FDTTokenizer(model_max_length=get_context_length(config.text_config))
     return FDTModel(config), FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 

@@ -71,6 +71,11 @@ def test_a_checkpoint_of_another_release_may_carry_new_fields(tmp_path):
     [
         ({"codebook_size": 0}, "`codebook_size` must be an integer above 0, got 0"),
         ({"codebook_size": True}, "`codebook_size` must be an integer above 0, got True"),
+        ({"projection_dim": -1}, "`projection_dim` must be an integer above 0, got -1"),
+        (
+            {"text_config": {"model_type": "t5"}},
+            "`text_config` must be .* with `max_position_embeddings`, got T5Config",
+        ),
         ({"codebook_dim": 1.5}, "`codebook_dim` must be an integer above 0, got 1.5"),
         ({"grounding_activation": "relu"}, "`grounding_activation` must be one of .*'sparsemax'.* got 'relu'"),
         ({"token_pooling": "avg"}, "`token_pooling` must be one of .*'mean'.* got 'avg'"),

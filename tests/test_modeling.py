@@ -14,6 +14,7 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    ConvNextConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     ResNetConfig,
@@ -23,6 +24,8 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
     Swinv2Config,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
     ViTConfig,
     ViTModel,
 )
@@ -43,6 +46,7 @@ VISION_TOWERS = {
     "siglip": SiglipVisionConfig(**SMALL_IMAGE),
     "swinv2": SWIN,
     "resnet": RESNET,
+    "convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
 }
 TEXT_TOWERS = {
     "clip": SMALL,
@@ -94,6 +98,8 @@ def test_the_logit_scale_is_capped(tiny_model, inputs):
     tiny_model.logit_scale.data.fill_(6.0)
     output = tiny_model(**inputs)
     torch.testing.assert_close(output.logits_per_image, 100 * output.image_embeds @ output.text_embeds.T)
+    output.loss.backward()
+    assert tiny_model.logit_scale.grad != 0  # so that training can bring it down
 
 
 @pytest.mark.parametrize("padding_score", ["zero", "ignore"])
@@ -146,7 +152,7 @@ def test_other_towers(vision, text, inputs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name not in ("swinv2", "resnet")]
+    ("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name not in ("swinv2", "resnet", "convnext")]
 )
 def test_only_patches_are_grounded(vision, num_patches, inputs):
     model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision])).eval()
@@ -187,7 +193,7 @@ def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
 
 
 @pytest.mark.parametrize("cls", [FDTModel, FDTVisionModel, FDTTextModel])
-def test_each_half_loads_from_a_full_checkpoint(cls, tiny_model, tmp_path, caplog):
+def test_each_half_loads_from_a_full_checkpoint(cls, tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     model, info = cls.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -284,6 +290,8 @@ def test_gradient_checkpointing_changes_nothing(tiny_config, inputs):
     model = FDTModel(tiny_config).train()
     checkpointed = copy.deepcopy(model)
     checkpointed.gradient_checkpointing_enable()
+    for tower in (checkpointed.vision_tower, checkpointed.text_tower):
+        assert tower.is_gradient_checkpointing
     for each in (model, checkpointed):
         each(**inputs).loss.backward()
     for (name, p), q in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
@@ -358,6 +366,35 @@ def test_from_vision_text_pretrained(name, tmp_path, inputs):
         assert ours.state_dict().keys() == state.keys()
         assert all(torch.equal(tensor, state[key]) for key, tensor in ours.state_dict().items())
     model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], pixel_values=inputs["pixel_values"])
+
+
+def test_towers_in_half_precision_become_float32(tmp_path, inputs):
+    ViTModel(ViTConfig(**SMALL_IMAGE)).to(torch.bfloat16).save_pretrained(tmp_path / "vision")
+    BertModel(BertConfig(**SMALL, vocab_size=49409)).save_pretrained(tmp_path / "text")
+    model = FDTModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    model(**inputs)
+
+
+def test_a_tower_checkpoint_without_its_weights_is_refused(tmp_path):
+    vision, text = ViTConfig(**SMALL_IMAGE), BertConfig(**SMALL)
+    both = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text)
+    VisionTextDualEncoderModel(both).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks weights of its vision tower"):
+        FDTModel.from_vision_text_pretrained(str(tmp_path), str(tmp_path))
+
+
+def test_the_context_of_roberta_is_shorter_than_its_position_table():
+    config = build_tiny_config(text_config=RobertaConfig(**SMALL, max_position_embeddings=34, pad_token_id=1))
+    model = FDTModel(config).eval()
+    model(input_ids=torch.full((1, 32), 5))
+    with pytest.raises(ValueError, match=r"at most 32 positions, got \(1, 33\)"):
+        model(input_ids=torch.full((1, 33), 5))
+
+
+def test_freezing_a_patch_embedding_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="a resnet tower has no patch embedding"):
+        FDTModel(build_tiny_config(vision_config=RESNET, freeze_patch_embedding=True))
 
 
 def test_bad_inputs_are_refused(tiny_model, inputs):

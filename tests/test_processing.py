@@ -69,8 +69,8 @@ def test_every_kind_of_picture_becomes_rgb():
 def test_sixteen_bit_grey_is_scaled_to_eight():
     values = np.array([[0, 257, 65535]], dtype=np.uint16)
     np.testing.assert_array_equal(run(Image.fromarray(values))[0], [[0, 1, 255]])
-    with pytest.raises(ValueError, match=r"must have values in \[0, 65535\]"):
-        run(Image.fromarray(np.array([[70000]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="mode 'I'"):
+        run(Image.fromarray(np.array([[200]], dtype=np.int32)))
     with pytest.raises(ValueError, match="mode 'F'"):
         run(Image.fromarray(np.array([[0.5]], dtype=np.float32)))
 

@@ -11,8 +11,6 @@ number), of torch's allocator on CUDA. Prints tables, and writes results.json an
 
 import json
 import multiprocessing
-import platform
-import resource
 import statistics
 import sys
 import time
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import matplotlib.pyplot as plt
-import psutil
 import torch
 import transformers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, HfArgumentParser
@@ -124,10 +121,15 @@ def _report_cpu_peak(shape: Shape, implementation: str, connection) -> None:
     _, run = make_grounding(shape, implementation)
     # One small pass first, so that what libraries allocate once does not count.
     make_grounding(Shape(2, 2, 64, 64, shape.dtype, "cpu"), implementation)[1]()
-    before = psutil.Process().memory_info().rss
+    before = read_resident_bytes("VmRSS")
     run()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    connection.send(max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, 0))
+    connection.send(max(read_resident_bytes("VmHWM") - before, 0))
+
+
+def read_resident_bytes(name: str) -> int:
+    """This process's resident memory now (`VmRSS`) or at its peak (`VmHWM`), as Linux tells it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name + ":")) * 1024
 
 
 def measure_peak_bytes(shape: Shape, implementation: str) -> int:
