@@ -236,8 +236,8 @@ def _mean_divisor(is_valid: torch.Tensor, padded_length: int | None) -> torch.Te
     return is_valid.sum(dim=1, keepdim=True).clamp(min=padded_length or 1)
 
 
-# How many scores are held at a time: 16 MB of float32.
-_CHUNK_NUMEL = 2**22
+# How many scores are held at a time: 4 MB of float32.
+_CHUNK_NUMEL = 2**20
 
 
 @torch.library.custom_op(f"{_OPERATORS}::max_scores", mutates_args=())

@@ -5,8 +5,9 @@
     python -m run_scripts.benchmarks.benchmark_grounding --device cuda --output_dir outputs/benchmark_cuda
 
 All ratios are measured side by side: the contestants take turns, and the median of each counts. Memory is the peak of
-a forward and backward pass above what was there before, of the process on CPU (in a process of its own for each
-number), of torch's allocator on CUDA. Prints tables, and writes results.json and scaling.png.
+a forward and backward pass above what every implementation holds, its inputs, result and gradients: of the process on
+CPU (in a process of its own for each number), of torch's allocator on CUDA. Prints tables, and writes results.json and
+scaling.png.
 """
 
 import json
@@ -62,6 +63,12 @@ class Shape:
 
     def __str__(self) -> str:
         return f"({self.batch_size}, {self.num_tokens}) x {self.codebook_size}, {self.dtype}"
+
+    @property
+    def result_bytes(self) -> int:
+        """What the code weights (float32) and the gradients of queries and codebook take."""
+        num_gradients = (self.batch_size * self.num_tokens + self.codebook_size) * self.codebook_dim
+        return 4 * self.batch_size * self.codebook_size + getattr(torch, self.dtype).itemsize * num_gradients
 
     @property
     def flop(self) -> int:
@@ -133,7 +140,12 @@ def read_resident_bytes(name: str) -> int:
 
 
 def measure_peak_bytes(shape: Shape, implementation: str) -> int:
-    """Peak memory of a forward and backward pass above what the inputs take."""
+    """Peak memory of a forward and backward pass above that of inputs, result and gradients."""
+    return measure_growth(shape, implementation) - shape.result_bytes
+
+
+def measure_growth(shape: Shape, implementation: str) -> int:
+    """Peak memory of a forward and backward pass above what was there before."""
     if shape.device == "cpu":
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
