@@ -178,9 +178,9 @@ def pooled_grounding_scores(
         )
     is_valid = None if attention_mask is None else attention_mask.to(torch.bool)
     pool = _IMPLEMENTATIONS[implementation]
-    return pool(
-        queries / math.sqrt(codebook.shape[-1]), codebook.to(queries.dtype), is_valid, token_pooling, padded_length
-    )
+    pooled = pool(queries, codebook.to(queries.dtype), is_valid, token_pooling, padded_length)
+    # Scaled last: of all tensors here the pooled scores are the smallest.
+    return pooled / math.sqrt(codebook.shape[-1])
 
 
 def _pool_eager(
