@@ -13,6 +13,7 @@ import logging
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,26 +40,25 @@ class DemoArguments:
     smoke: bool = field(default=False, metadata={"help": "A few steps of a tiny model, to see that all parts run."})
 
 
-@torch.inference_mode()
 def embed_images(model: FDTModel, processor: FDTProcessor, images: list) -> tuple[torch.Tensor, float]:
     """Embeddings (num_images, codebook_dim), each of length 1, and the mean number of active codes."""
-    outputs = []
-    for start in range(0, len(images), BATCH_SIZE):
-        inputs = processor(images=images[start : start + BATCH_SIZE], return_tensors="pt")
-        outputs.append(model.get_image_features(**inputs))
-    code_weights = torch.cat([output.image_code_weights for output in outputs])
-    return torch.cat([output.image_embeds for output in outputs]), count_active(code_weights).item()
+    return _embed(model.get_image_features, "image_code_weights", processor, images=images)
+
+
+def embed_captions(model: FDTModel, processor: FDTProcessor, captions: list[str]) -> tuple[torch.Tensor, float]:
+    """Embeddings (num_captions, codebook_dim), each of length 1, and the mean number of active codes."""
+    return _embed(model.get_text_features, "text_code_weights", processor, text=captions)
 
 
 @torch.inference_mode()
-def embed_captions(model: FDTModel, processor: FDTProcessor, captions: list[str]) -> tuple[torch.Tensor, float]:
-    """Embeddings (num_captions, codebook_dim), each of length 1, and the mean number of active codes."""
+def _embed(get_features: Callable, code_weights: str, processor: FDTProcessor, **items) -> tuple[torch.Tensor, float]:
+    ((name, values),) = items.items()
     outputs = []
-    for start in range(0, len(captions), BATCH_SIZE):
-        inputs = processor(text=captions[start : start + BATCH_SIZE], return_tensors="pt")
-        outputs.append(model.get_text_features(**inputs))
-    code_weights = torch.cat([output.text_code_weights for output in outputs])
-    return torch.cat([output.text_embeds for output in outputs]), count_active(code_weights).item()
+    for start in range(0, len(values), BATCH_SIZE):
+        inputs = processor(**{name: values[start : start + BATCH_SIZE]}, return_tensors="pt")
+        outputs.append(get_features(**inputs))
+    num_active = count_active(torch.cat([output[code_weights] for output in outputs])).item()
+    return torch.cat([output.pooler_output for output in outputs]), num_active
 
 
 def evaluate(
