@@ -26,7 +26,8 @@ from transformers import HfArgumentParser
 from modeling_fdt import FDTModel, FDTProcessor
 from run_scripts import metrics
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
-from run_scripts.run_pretraining import count_active, parse_arguments, train
+from run_scripts.run_pretraining import parse_arguments, train
+from run_scripts.trainer import count_active
 
 
 CONFIGS = Path(__file__).with_name("configs")

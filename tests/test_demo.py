@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import Image
 
 from modeling_fdt import FDTConfig
-from run_scripts import run_demo, run_pretraining, run_zero_shot
+from run_scripts import run_demo, run_pretraining, run_zero_shot, training_data
 
 
 COLORS = [*("red", "green", "blue", "black", "white", "yellow", "gray", "orange", "pink", "brown", "purple", "navy")]
@@ -83,7 +83,7 @@ def test_every_config_is_readable(path: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model_arguments, data_arguments, training_arguments = run_pretraining.parse_arguments([str(path)])
     FDTConfig(**model_arguments.model_config)
-    run_pretraining.build_augmentation(data_arguments.augmentation)
+    training_data.build_augmentation(data_arguments.augmentation)
     assert Path(training_arguments.output_dir).name == path.stem
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler
 from transformers import AutoModel, AutoProcessor
 
 from run_scripts import run_pretraining
-from run_scripts.run_pretraining import ContrastiveCollator, DistinctBatchSampler
+from run_scripts.training_data import ContrastiveCollator, DistinctBatchSampler
 
 
 COLORS = ["red", "green", "blue", "black", "white", "yellow", "gray", "orange"]
