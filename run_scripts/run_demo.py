@@ -13,7 +13,6 @@ import logging
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
 from run_scripts import metrics
+from run_scripts.embedding import embed_captions, embed_images
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
 from run_scripts.run_pretraining import parse_arguments, train
 from run_scripts.trainer import count_active
@@ -32,34 +32,12 @@ from run_scripts.trainer import count_active
 
 CONFIGS = Path(__file__).with_name("configs")
 NUM_CHOICES = 10
-BATCH_SIZE = 256
 
 
 @dataclass
 class DemoArguments:
     styles: Literal["two", "all"] = field(default="two", metadata={"help": "`two` needs pip only, `all` needs npm."})
     smoke: bool = field(default=False, metadata={"help": "A few steps of a tiny model, to see that all parts run."})
-
-
-def embed_images(model: FDTModel, processor: FDTProcessor, images: list) -> tuple[torch.Tensor, float]:
-    """Embeddings (num_images, codebook_dim), each of length 1, and the mean number of active codes."""
-    return _embed(model.get_image_features, "image_code_weights", processor, images=images)
-
-
-def embed_captions(model: FDTModel, processor: FDTProcessor, captions: list[str]) -> tuple[torch.Tensor, float]:
-    """Embeddings (num_captions, codebook_dim), each of length 1, and the mean number of active codes."""
-    return _embed(model.get_text_features, "text_code_weights", processor, text=captions)
-
-
-@torch.inference_mode()
-def _embed(get_features: Callable, code_weights: str, processor: FDTProcessor, **items) -> tuple[torch.Tensor, float]:
-    ((name, values),) = items.items()
-    outputs = []
-    for start in range(0, len(values), BATCH_SIZE):
-        inputs = processor(**{name: values[start : start + BATCH_SIZE]}, return_tensors="pt")
-        outputs.append(get_features(**inputs))
-    num_active = count_active(torch.cat([output[code_weights] for output in outputs])).item()
-    return torch.cat([output.pooler_output for output in outputs]), num_active
 
 
 def evaluate(
@@ -76,10 +54,10 @@ def evaluate(
     Returns:
         For every metric its `value` and the level of `chance`, and the predicted name of every drawing.
     """
-    image_embeds, codes_per_image = embed_images(model, processor, split["image"][:])
+    images = embed_images(model, processor, split["image"][:])
     names = [name for name, _ in concepts.values()]
-    text_embeds, codes_per_caption = embed_captions(model, processor, names)
-    scores = image_embeds @ text_embeds.T  # (num_images, num_concepts)
+    captions = embed_captions(model, processor, names)
+    scores = images.embeds @ captions.embeds.T  # (num_images, num_concepts)
     index = {concept: position for position, concept in enumerate(concepts)}
     targets = torch.tensor([index[concept] for concept in split["concept"]])
     is_relevant = torch.arange(len(concepts)) == targets[:, None]
@@ -107,8 +85,8 @@ def evaluate(
     ):
         for k in (1, 5, 10):
             results[f"R@{k} {direction}"] = (metrics.recall_at(s, relevant, k), metrics.chance_recall_at(relevant, k))
-    results["active codes per image"] = (codes_per_image, None)
-    results["active codes per caption"] = (codes_per_caption, None)
+    results["active codes per image"] = (count_active(images.code_weights).item(), None)
+    results["active codes per caption"] = (count_active(captions.code_weights).item(), None)
     results = {name: {"value": value, "chance": chance} for name, (value, chance) in results.items()}
     return results, [names[position] for position in scores.argmax(dim=1)]
 

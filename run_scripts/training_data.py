@@ -5,17 +5,17 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import kornia.augmentation
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import BatchFeature
 
 from modeling_fdt import FDTProcessor
+from run_scripts.data_source import check_columns, open_dataset
 
 
 @dataclass
@@ -53,12 +53,9 @@ def parse_json(name: str, value: dict | str | None) -> dict | None:
 
 def load_train_dataset(arguments: DataArguments) -> Dataset:
     """The split `train`, with the columns that the arguments name."""
-    is_saved = (Path(arguments.dataset) / "dataset_dict.json").exists()
-    dataset = (load_from_disk if is_saved else load_dataset)(arguments.dataset)["train"]
-    for name in ("image_column", "caption_column", "distinct_column"):
-        column = getattr(arguments, name)
-        if column is not None and column not in dataset.column_names:
-            raise ValueError(f"{name}={column!r} is no column of the dataset; it has {dataset.column_names}")
+    dataset = open_dataset(arguments.dataset, "train")
+    names = ("image_column", "caption_column", "distinct_column")
+    check_columns(dataset, **{name: getattr(arguments, name) for name in names})
     return dataset
 
 

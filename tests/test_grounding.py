@@ -131,7 +131,7 @@ def run_with_gradients(queries, codebook, mask, implementation, **kwargs):
     queries, codebook = (tensor.detach().clone().requires_grad_() for tensor in (queries, codebook))
     pooled = pooled_grounding_scores(queries, codebook, mask, implementation=implementation, **kwargs)
     weights = sparsemax(pooled)
-    # Linear in the weights: through sparsemax the gradient of the scores depends on the support alone, not on rounding.
+    # Linear in the weights: the gradient of the scores depends on the support alone, and rounding does not grow.
     (weights @ codebook.detach().to(weights.dtype)).sum().backward()
     return pooled.detach(), queries.grad, codebook.grad
 
