@@ -4,10 +4,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 import modeling_fdt  # noqa: F401 (registers FDT with the Auto classes)
 
@@ -56,7 +57,7 @@ def iterate_image_features(
 ) -> Iterator[Features]:
     """`embed_images`, one batch at a time."""
     for batch in _batches(images, batch_size):
-        yield _features(model, "image", processor(images=batch, return_tensors="pt"))
+        yield embed_inputs(model, "image", processor(images=batch, return_tensors="pt"))
 
 
 def iterate_caption_features(
@@ -64,7 +65,7 @@ def iterate_caption_features(
 ) -> Iterator[Features]:
     """`embed_captions`, one batch at a time."""
     for batch in _batches(captions, batch_size):
-        yield _features(model, "text", processor(text=batch, return_tensors="pt", padding=True, truncation=True))
+        yield embed_inputs(model, "text", processor(text=batch, return_tensors="pt", padding=True, truncation=True))
 
 
 def join_features(parts: Iterable[Features]) -> Features:
@@ -90,7 +91,8 @@ def _batches(items: Iterable, batch_size: int) -> Iterator[list]:
 
 
 @torch.inference_mode()
-def _features(model: PreTrainedModel, modality: str, inputs: dict) -> Features:
+def embed_inputs(model: PreTrainedModel, modality: Literal["image", "text"], inputs: BatchFeature) -> Features:
+    """Embed one batch that the processor has already made of pictures or captions."""
     output = getattr(model, f"get_{modality}_features")(**inputs.to(model.device))
     code_weights = output.get(f"{modality}_code_weights")
     return Features(

@@ -1,0 +1,488 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""An index of pictures on disk: what a model says of each, and the files that search reads.
+
+An index is a folder. `pictures.sqlite3` is its only truth: one row for each distinct picture (embedding and code
+weights) and one for each file, written in one transaction per batch, so that whatever stops the process leaves whole
+batches. From it the search files are built: `embeds.faiss`, a FAISS index of the embeddings by inner product, and
+`codes.npz`, the inverted index of the code weights (SciPy CSR, one row for each code). They stand in a folder of their
+own, which counts only once the database names it with their checksums.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import scipy.sparse
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image, UnidentifiedImageError
+from transformers import PreTrainedModel, ProcessorMixin
+
+from run_scripts.embedding import Features
+
+
+DATABASE, LOCK, SEARCH_FILES = "pictures.sqlite3", "lock", "search_files"
+FORMAT_VERSION = 1
+FAISS_FACTORIES = {"flat": "Flat", "hnsw": "HNSW32"}
+SCHEMA = (
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer picture.
+    """CREATE TABLE pictures (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, embeds BLOB NOT NULL,
+    codes BLOB NOT NULL, code_weights BLOB NOT NULL, checksum INTEGER NOT NULL)""",
+    """CREATE TABLE files (path TEXT PRIMARY KEY, picture_id INTEGER NOT NULL REFERENCES pictures,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, caption TEXT)""",
+    "CREATE INDEX files_of_picture ON files (picture_id)",
+    f"PRAGMA user_version = {FORMAT_VERSION}",
+)
+
+
+@dataclass(frozen=True)
+class FileState:
+    """By what a file is known again without reading it, and its caption.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds.
+        caption: None where the metadata have none.
+    """
+
+    size: int
+    mtime_ns: int
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture found: its score (a cosine), and the path and caption of each file that holds it."""
+
+    score: float
+    files: list[tuple[Path, str | None]]
+
+
+def decode_picture(data: bytes) -> Image.Image:
+    """A picture from the bytes of its file.
+
+    Raises:
+        ValueError: they are no picture that PIL can read, or a truncated one.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("not a picture of a known format") from error
+    except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot be decoded: {error}") from error
+    return image
+
+
+def hash_model(model: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """SHA-256 of all that makes an embedding: the weights, the configuration and the image processing."""
+    digest = hashlib.sha256()
+    for part in (model.config.to_diff_dict(), processor.image_processor.to_dict()):
+        # Where a model was loaded from, and by which classes and version, does not change what it computes.
+        names = part.keys() - {"_name_or_path", "architectures", "auto_map", "transformers_version"}
+        facts = {name: part[name] for name in names}
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def build_dense_index(embeds: np.ndarray, kind: Literal["flat", "hnsw"]) -> faiss.Index:
+    """A FAISS index of embeddings by inner product.
+
+    Args:
+        embeds: (num_pictures, dim) float32, rows of length 1.
+        kind: `flat` compares with every picture and is exact, `hnsw` walks a graph and is approximate.
+    """
+    index = faiss.index_factory(embeds.shape[1], FAISS_FACTORIES[kind], faiss.METRIC_INNER_PRODUCT)
+    index.add(embeds)
+    return index
+
+
+def stack_codes(codes: list[np.ndarray], code_weights: list[np.ndarray], codebook_size: int) -> scipy.sparse.csr_array:
+    """Active codes and weights of pictures as a matrix of shape (num_pictures, codebook_size)."""
+    starts = np.cumsum([0, *map(len, codes)])
+    # SciPy keeps 4 bytes for a code's number only where the starts take no more than that.
+    starts = starts.astype(np.int32 if starts[-1] < 2**31 else np.int64)
+    entries = (np.concatenate(code_weights), np.concatenate(codes), starts)
+    return scipy.sparse.csr_array(entries, shape=(len(codes), codebook_size))
+
+
+def build_inverted_index(code_weights: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """The inverted index of code weights: for each code the pictures in which it is active.
+
+    Args:
+        code_weights: (num_pictures, codebook_size) at least 0, with a weight in every row.
+
+    Returns:
+        (codebook_size, num_pictures), columns of length 1, so that the product with a query of length 1 is the cosine.
+    """
+    lengths = np.sqrt(code_weights.multiply(code_weights).sum(axis=1))
+    scaled = code_weights.multiply(1 / lengths[:, None])
+    return scaled.T.tocsr().astype(np.float32)
+
+
+def keep_largest(codes: np.ndarray, code_weights: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a picture's active codes, in rising order, and their weights: those with the `num_codes` largest weights."""
+    kept = np.sort(np.argsort(-code_weights, kind="stable")[:num_codes])
+    return codes[kept], code_weights[kept]
+
+
+def score_codes(inverted_index: scipy.sparse.csr_array, code_weights: np.ndarray) -> np.ndarray:
+    """Cosines of a query's code weights with those of all pictures.
+
+    Args:
+        inverted_index: (codebook_size, num_pictures), from `build_inverted_index`.
+        code_weights: (codebook_size,) of the query, not all 0. Only the rows of its active codes are read.
+
+    Returns:
+        (num_pictures,) in [0, 1].
+    """
+    active = np.flatnonzero(code_weights)
+    weights = code_weights[active] / np.linalg.norm(code_weights)
+    return weights @ inverted_index[active]
+
+
+def best(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Positions of the `top_k` highest scores above 0, best first; of equal ones the first."""
+    candidates = np.flatnonzero(scores > 0)
+    if len(candidates) > top_k:
+        values = scores[candidates]
+        candidates = candidates[values >= np.partition(values, -top_k)[-top_k]]
+    return candidates[np.lexsort((candidates, -scores[candidates]))][:top_k]
+
+
+class IndexWriter:
+    """Adds to an index, or makes a new one. A context manager: one process writes at a time.
+
+    Args:
+        folder: the index.
+        images: the folder of pictures that is indexed.
+        model_name: where search finds the model again.
+        model_hash: from `hash_model`.
+
+    Raises:
+        ValueError (on entering): another process writes, the index is damaged, or it was made by another model or of
+            another folder of pictures that still exists.
+    """
+
+    def __init__(self, folder: Path, images: Path, model_name: str, model_hash: str):
+        self.folder, self.images = folder, images.resolve()
+        self.model_name, self.model_hash = model_name, model_hash
+        self._lock = FileLock(folder / LOCK)
+
+    def __enter__(self) -> "IndexWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"index={str(self.folder)!r} is being written by another process") from error
+        try:
+            self._connection = sqlite3.connect(self.folder / DATABASE)
+            with _refuse_damage(self.folder):
+                self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._connection.close()
+        self._lock.release()
+
+    def _open(self) -> None:
+        connection = self._connection
+        if not connection.execute("SELECT * FROM sqlite_master").fetchall():
+            with connection:
+                connection.execute("BEGIN")
+                for statement in SCHEMA:
+                    connection.execute(statement)
+                self._set_facts(model_hash=self.model_hash, images=str(self.images), is_current=False)
+        _check_version(self.folder, connection)
+        problems = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problems != "ok":
+            raise ValueError(f"index={str(self.folder)!r} is damaged: {problems}; make a new one")
+        facts = _read_facts(connection)
+        check_model(self.folder, facts["model_hash"], self.model_name, self.model_hash)
+        former = Path(facts["images"])
+        if former != self.images and former.exists():
+            raise ValueError(
+                f"images={str(self.images)!r} is not the folder that index={str(self.folder)!r} holds, "
+                f"{str(former)!r}, which still exists; give each folder an index of its own"
+            )
+        with connection:
+            self._set_facts(model_name=self.model_name, images=str(self.images))
+
+    def _set_facts(self, **facts: Any) -> None:
+        rows = [(name, json.dumps(value)) for name, value in facts.items()]
+        self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+
+    def file_states(self) -> dict[str, FileState]:
+        """All files, by their path relative to the folder of pictures."""
+        rows = self._connection.execute("SELECT path, size, mtime_ns, caption FROM files")
+        return {path: FileState(*state) for path, *state in rows}
+
+    def digests(self) -> set[bytes]:
+        """The SHA-256 of every picture's file."""
+        return {digest for (digest,) in self._connection.execute("SELECT digest FROM pictures")}
+
+    def add(self, digests: list[bytes], features: Features | None, files: dict[str, tuple[FileState, bytes]]) -> None:
+        """Commit a batch, wholly or not at all.
+
+        Args:
+            digests: of the new pictures.
+            features: what the model says of them, in their order; None if there are none.
+            files: state and digest of new or changed files, by path; their pictures are new or known.
+        """
+        rows = [] if features is None else _to_rows(digests, features)
+        with self._connection:
+            self._connection.executemany(
+                "INSERT INTO pictures (digest, embeds, codes, code_weights, checksum) VALUES (?, ?, ?, ?, ?)", rows
+            )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, (SELECT id FROM pictures WHERE digest = ?), ?, ?, ?)",
+                [(path, digest, state.size, state.mtime_ns, state.caption) for path, (state, digest) in files.items()],
+            )
+            if rows:
+                code_weights = features.code_weights
+                codebook_size = None if code_weights is None else code_weights.shape[1]
+                self._set_facts(is_current=False, codebook_size=codebook_size)
+
+    def set_captions(self, captions: dict[str, str | None]) -> None:
+        """Change the captions of files, by path."""
+        with self._connection:
+            rows = [(caption, path) for path, caption in captions.items()]
+            self._connection.executemany("UPDATE files SET caption = ? WHERE path = ?", rows)
+
+    def keep_only(self, paths: Iterable[str]) -> int:
+        """Forget all other files, and pictures that no file holds any more; returns the number of those."""
+        with self._connection:
+            self._connection.execute("CREATE TEMP TABLE kept (path TEXT PRIMARY KEY)")
+            self._connection.executemany("INSERT INTO kept VALUES (?)", [(path,) for path in paths])
+            self._connection.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM kept)")
+            removed = self._connection.execute(
+                "DELETE FROM pictures WHERE id NOT IN (SELECT picture_id FROM files)"
+            ).rowcount
+            self._connection.execute("DROP TABLE kept")
+            if removed:
+                self._set_facts(is_current=False)
+        return removed
+
+    def write_search_files(self, dense_index: Literal["flat", "hnsw"], codes_per_picture: int | None) -> None:
+        """Bring the search files up to date; arguments as in `IndexArguments`.
+
+        Raises:
+            ValueError: a row of the database is damaged.
+        """
+        settings = {"dense_index": dense_index, "codes_per_picture": codes_per_picture}
+        facts = _read_facts(self._connection)
+        former = facts.get("search_files")
+        is_current = facts["is_current"] and former["settings"] == settings
+        if is_current and _find_damaged(self.folder, former) is None:
+            return
+        number = 1 if former is None else former["number"] + 1
+        written = _search_folder(self.folder, number)
+        shutil.rmtree(written, ignore_errors=True)  # of a run that was stopped here
+        written.mkdir()
+        ids, embeds, code_weights = self._read_pictures(codes_per_picture)
+        np.save(written / "ids.npy", ids)
+        faiss.write_index(build_dense_index(embeds, dense_index), str(written / "embeds.faiss"))
+        if code_weights is not None:
+            scipy.sparse.save_npz(written / "codes.npz", build_inverted_index(code_weights), compressed=False)
+        checksums = {path.name: _hash_file(path) for path in sorted(written.iterdir())}
+        with self._connection:
+            named = {"number": number, "settings": settings, "checksums": checksums}
+            self._set_facts(search_files=named, is_current=True)
+        for path in self.folder.glob(f"{SEARCH_FILES}-*"):
+            if path != written:
+                shutil.rmtree(path)
+
+    def _read_pictures(
+        self, codes_per_picture: int | None
+    ) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array | None]:
+        """Ids, embeds and code weights of all pictures in the order of their ids."""
+        ids, embeds, codes, code_weights = [], [], [], []
+        query = "SELECT id, embeds, codes, code_weights, checksum FROM pictures ORDER BY id"
+        for picture_id, *blobs, checksum in self._connection.execute(query):
+            if zlib.crc32(b"".join(blobs)) != checksum:
+                raise ValueError(f"index={str(self.folder)!r} is damaged: picture {picture_id}; make a new one")
+            ids.append(picture_id)
+            embeds.append(np.frombuffer(blobs[0], np.float32))
+            active = np.frombuffer(blobs[1], np.int32), np.frombuffer(blobs[2], np.float32)
+            active = active if codes_per_picture is None else keep_largest(*active, codes_per_picture)
+            codes.append(active[0])
+            code_weights.append(active[1])
+        codebook_size = _read_facts(self._connection)["codebook_size"]
+        matrix = None if codebook_size is None else stack_codes(codes, code_weights, codebook_size)
+        return np.array(ids), np.stack(embeds), matrix
+
+
+class ImageIndex:
+    """An index to search in: as the last whole run of indexing left it, whatever is being written now.
+
+    Args:
+        folder: the index.
+
+    Attributes:
+        model_name, model_hash: the model that made it.
+        is_current: whether no pictures were committed or removed since the search files were written.
+
+    Raises:
+        ValueError: there is no index, it has no search files yet, or it is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if not (folder / DATABASE).exists():
+            raise ValueError(f"index={str(folder)!r} holds no index; index_images makes one")
+        with _refuse_damage(folder):
+            # Without `rw` SQLite would make a new database where this one has just been removed.
+            self._connection = sqlite3.connect((folder / DATABASE).resolve().as_uri() + "?mode=rw", uri=True)
+            _check_version(folder, self._connection)
+            facts = _read_facts(self._connection)
+        if "search_files" not in facts:
+            raise ValueError(f"index={str(folder)!r} is not finished; run index_images again, which goes on with it")
+        damaged = _find_damaged(folder, facts["search_files"])
+        if damaged is not None:
+            raise ValueError(
+                f"index={str(folder)!r} is damaged: {damaged} is not as it was written; run index_images again, "
+                "which writes it anew without embedding anything"
+            )
+        self.model_name, self.model_hash = facts["model_name"], facts["model_hash"]
+        self.is_current = facts["is_current"]
+        self._images = Path(facts["images"])
+        written = _search_folder(folder, facts["search_files"]["number"])
+        self._ids = np.load(written / "ids.npy")
+        self._dense_index = faiss.read_index(str(written / "embeds.faiss"))
+        codes = written / "codes.npz"
+        self._inverted_index = scipy.sparse.load_npz(codes) if codes.exists() else None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def search(self, query: Features, by: Literal["embeds", "codes"], top_k: int) -> list[Hit]:
+        """The pictures nearest to a query by the cosine of embeddings or of code weights.
+
+        Args:
+            query: of one picture or caption, from the model that made the index.
+            by: what is compared.
+            top_k: how many, at least 1; there are fewer hits if the index holds fewer, or, by codes, if fewer share a
+                code with the query.
+
+        Returns:
+            Hits with falling score.
+
+        Raises:
+            ValueError: `top_k` is less than 1, or the model has no codes.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if by == "codes":
+            if self._inverted_index is None:
+                raise ValueError("by='codes' needs a model with codes, and the model of this index has none")
+            scores = score_codes(self._inverted_index, query.code_weights[0].numpy())
+            rows = best(scores, top_k)
+            scores = scores[rows]
+        else:
+            scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)))
+            is_found = rows[0] >= 0  # a graph may reach fewer pictures than there are
+            scores, rows = scores[0][is_found], rows[0][is_found]
+        with _refuse_damage(self.folder):
+            hits = [
+                Hit(float(score), self._files(int(picture_id)))
+                for score, picture_id in zip(scores, self._ids[rows], strict=True)
+            ]
+        return [hit for hit in hits if hit.files]  # a picture may have gone since the search files were written
+
+    def _files(self, picture_id: int) -> list[tuple[Path, str | None]]:
+        query = "SELECT path, caption FROM files WHERE picture_id = ? ORDER BY path"
+        return [(self._images / path, caption) for path, caption in self._connection.execute(query, (picture_id,))]
+
+
+def search_dense(index: faiss.Index, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of the `top_k` nearest embeddings, both (num_queries, top_k), best first."""
+    if isinstance(index, faiss.IndexHNSW):
+        # The walk keeps this many candidates: more finds more of the nearest, and must be no fewer than are asked for.
+        index.hnsw.efSearch = max(128, top_k)
+    return index.search(queries, top_k)
+
+
+def check_model(folder: Path, expected_hash: str, name: str, model_hash: str) -> None:
+    """Raise a ValueError unless the model of this name and hash made the index."""
+    if model_hash != expected_hash:
+        raise ValueError(
+            f"model={name!r} (hash {model_hash[:12]}) did not make index={str(folder)!r} (hash {expected_hash[:12]}): "
+            "their embeddings cannot be compared; make a new index"
+        )
+
+
+def _check_version(folder: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"index={str(folder)!r} holds no index of format {FORMAT_VERSION} (its database says {version}); "
+            "make a new one"
+        )
+
+
+def _read_facts(connection: sqlite3.Connection) -> dict[str, Any]:
+    return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM facts")}
+
+
+@contextmanager
+def _refuse_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # The subclasses are other things: a full disk, a lock.
+        if type(error) is not sqlite3.DatabaseError:
+            raise
+        raise ValueError(f"index={str(folder)!r} is damaged: {error}; make a new one") from error
+
+
+def _to_rows(digests: list[bytes], features: Features) -> list[tuple]:
+    embeds = features.embeds.numpy()
+    code_weights = np.zeros((len(embeds), 0)) if features.code_weights is None else features.code_weights.numpy()
+    rows = []
+    for digest, picture_embeds, picture_weights in zip(digests, embeds, code_weights, strict=True):
+        codes = np.flatnonzero(picture_weights).astype(np.int32)
+        blobs = (picture_embeds.tobytes(), codes.tobytes(), picture_weights[codes].astype(np.float32).tobytes())
+        rows.append((digest, *blobs, zlib.crc32(b"".join(blobs))))
+    return rows
+
+
+def _search_folder(folder: Path, number: int) -> Path:
+    return folder / f"{SEARCH_FILES}-{number}"
+
+
+def _find_damaged(folder: Path, search_files: dict) -> Path | None:
+    """The first search file that is missing or has another checksum."""
+    for name, checksum in search_files["checksums"].items():
+        path = _search_folder(folder, search_files["number"]) / name
+        if not path.exists() or _hash_file(path) != checksum:
+            return path
+    return None
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,549 @@
+"""Indexing a folder of pictures and searching in it, also after a process was killed or files were damaged."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
+
+from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
+from run_scripts import image_index, index_images, search_images
+from run_scripts.benchmarks import benchmark_search
+from run_scripts.embedding import embed_captions, embed_images, load_model
+from run_scripts.image_index import ImageIndex, hash_model
+from tests.conftest import build_tiny_config
+
+
+NUM_PICTURES = 7
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    FDTModel(build_tiny_config()).save_pretrained(folder)
+    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    FDTProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder) -> tuple:
+    return load_model(model_folder)
+
+
+def save_noise(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (36, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Seven pictures in two folders, most with captions."""
+    folder = tmp_path / "pictures"
+    for number in range(NUM_PICTURES):
+        save_noise(folder / ("sub/deep" if number > 3 else "") / f"{number}.png", seed=number)
+    rows = [{"file_name": "0.png", "caption": "nought"}, {"file_name": "sub/deep/4.png", "caption": "vier, mit Komma"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    (folder / "sub/deep/metadata.csv").write_text('file_name,caption\n5.png,"five, with a comma"\n')
+    (folder / "notes.txt").write_text("not a picture, and not taken for one")
+    save_noise(folder / ".thumbnails/0.png", seed=99)
+    return folder
+
+
+@pytest.fixture
+def run(loaded, model_folder, pictures, tmp_path):
+    """Index the folder with batches of two, and report."""
+
+    def run(**changes) -> index_images.IndexReport:
+        arguments = {
+            "model": model_folder,
+            "images": str(pictures),
+            "index": str(tmp_path / "index"),
+            "batch_size": 2,
+        }
+        return index_images.index_images(*loaded, index_images.IndexArguments(**{**arguments, **changes}))
+
+    return run
+
+
+def files_of(folder: Path) -> set[tuple[str, str | None]]:
+    """Path and caption of all files, found through search for something."""
+    index = ImageIndex(folder)
+    query = image_index.Features(torch.ones(1, 32), torch.ones(1, 64))
+    found = [file for hit in index.search(query, "embeds", 100) for file in hit.files]
+    assert len(found) == len(set(found))
+    return {(path.name, caption) for path, caption in found}
+
+
+EXPECTED = {
+    ("0.png", "nought"),
+    ("1.png", None),
+    ("2.png", None),
+    ("3.png", None),
+    ("4.png", "vier, mit Komma"),
+    ("5.png", "five, with a comma"),
+    ("6.png", None),
+}
+
+
+def test_a_folder_is_indexed_with_its_subfolders_and_captions(run, tmp_path):
+    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, NUM_PICTURES, 0, {})
+    assert files_of(tmp_path / "index") == EXPECTED
+
+
+@pytest.mark.parametrize("changes", [{}, {"dense_index": "hnsw"}, {"codes_per_picture": 3}], ids=str)
+def test_search_equals_brute_force(run, loaded, pictures, tmp_path, changes):
+    run(**changes)
+    index = ImageIndex(tmp_path / "index")
+    paths = sorted(pictures.glob("[0-9].png")) + sorted(pictures.glob("sub/deep/*.png"))
+    images = [Image.open(path) for path in paths]
+    stored = embed_images(*loaded, images)
+    code_weights = stored.code_weights.double()
+    if "codes_per_picture" in changes:
+        smallest = code_weights.topk(3, dim=1).values[:, -1:]
+        code_weights = code_weights.where(code_weights >= smallest, 0)
+        assert ((code_weights > 0).sum(dim=1) == 3).all()  # or this would compare nothing
+    for query in (embed_images(*loaded, images[3:4]), embed_captions(*loaded, ["two dogs"])):
+        expected = {
+            "embeds": torch.cosine_similarity(query.embeds.double(), stored.embeds.double()),
+            "codes": torch.cosine_similarity(query.code_weights.double(), code_weights),
+        }
+        for by, scores in expected.items():
+            hits = index.search(query, by, top_k=4)
+            order = scores.argsort(descending=True)[:4]
+            order = order if by == "embeds" else order[scores[order] > 0]
+            assert [hit.files[0][0] for hit in hits] == [paths[position] for position in order]
+            # Batches of another size round the last bits of float32 in another way.
+            assert [hit.score for hit in hits] == pytest.approx(scores[order].tolist(), abs=1e-5)
+    assert len(index.search(query, "embeds", top_k=100)) == NUM_PICTURES
+    assert len(index.search(query, "codes", top_k=100)) == (expected["codes"] > 0).sum() >= 3
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        index.search(query, "embeds", 0)
+
+
+def test_equal_scores_are_in_the_order_of_the_index():
+    scores = np.array([0.5, 1.0, 0.5, 0.5, 0.0])
+    assert image_index.best(scores, 3).tolist() == [1, 0, 2]
+    assert image_index.best(scores, 5).tolist() == [1, 0, 2, 3]  # what shares no code is not found
+
+
+def test_another_run_embeds_only_what_is_new(run, pictures, tmp_path):
+    run()
+    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
+    assert [path.name for path in (tmp_path / "index").glob("search_files-*")] == ["search_files-1"]
+
+    save_noise(pictures / "new/7.png", seed=7)  # added
+    save_noise(pictures / "1.png", seed=11)  # changed
+    os.utime(pictures / "1.png", ns=(1, 1))
+    (pictures / "2.png").unlink()  # removed
+    (pictures / "3.png").rename(pictures / "three.png")  # moved
+    (pictures / "sub/deep/metadata.csv").write_text("file_name,caption\n5.png,changed\n")
+    os.utime(pictures / "sub/deep/6.png", ns=(1, 1))  # touched
+    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 2, 2, {})
+    expected = EXPECTED - {("2.png", None), ("3.png", None), ("5.png", "five, with a comma")}
+    assert files_of(tmp_path / "index") == expected | {("7.png", None), ("three.png", None), ("5.png", "changed")}
+    assert [path.name for path in (tmp_path / "index").glob("search_files-*")] == ["search_files-2"]
+
+
+def test_other_search_files_need_no_embedding(run, tmp_path):
+    run()
+    assert run(codes_per_picture=3, dense_index="hnsw").num_embedded == 0
+    assert ImageIndex(tmp_path / "index")._inverted_index.nnz == 3 * NUM_PICTURES
+    assert (tmp_path / "index" / "search_files-2").exists()
+
+
+def test_equal_files_are_one_picture(run, pictures, tmp_path):
+    shutil.copy(pictures / "0.png", pictures / "copy in the same batch.png")
+    run()
+    shutil.copy(pictures / "0.png", pictures / "sub/later.png")
+    assert run() == index_images.IndexReport(NUM_PICTURES + 2, NUM_PICTURES, 0, 0, {})
+    (pictures / "0.png").unlink()
+    assert run() == index_images.IndexReport(NUM_PICTURES + 1, NUM_PICTURES, 0, 0, {})
+    rest = {("copy in the same batch.png", None), ("later.png", None)}
+    assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")} | rest
+
+
+def test_unreadable_files_are_left_out_and_listed(run, pictures, tmp_path, caplog):
+    (pictures / "empty.png").touch()
+    (pictures / "text.jpg").write_text("no picture")
+    (pictures / "cut.png").write_bytes((pictures / "0.png").read_bytes()[:2000])
+    (pictures / "float.tiff").unlink(missing_ok=True)
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(pictures / "float.tiff")
+    (pictures / "gone.png").symlink_to("nowhere.png")
+    (pictures / os.fsdecode(b"latin-\xe9.png")).write_bytes((pictures / "0.png").read_bytes())
+    save_noise(pictures / "later broken.png", seed=8)
+    report = run()
+    names = {"empty.png", "text.jpg", "cut.png", "float.tiff", "gone.png", "'latin-\\udce9.png'"}
+    assert set(report.unreadable) == names
+    assert report.num_files == report.num_pictures == NUM_PICTURES + 1
+    assert all(name in caplog.text for name in names)
+    (pictures / "later broken.png").write_text("broken now")
+    shutil.copy(pictures / "1.png", pictures / "empty.png")  # repaired
+    report = run()
+    assert set(report.unreadable) == names - {"empty.png"} | {"later broken.png"}
+    assert files_of(tmp_path / "index") == EXPECTED | {("empty.png", None)}
+
+
+def test_a_folder_without_pictures_is_refused_and_nothing_forgotten(run, pictures, tmp_path):
+    run()
+    kept = tmp_path / "kept"
+    pictures.rename(kept)
+    pictures.mkdir()
+    with pytest.raises(ValueError, match="holds no file with an extension of"):
+        run()
+    (pictures / "0.png").write_text("no picture")
+    with pytest.raises(ValueError, match="none of 1 files can be read"):
+        run()
+    shutil.rmtree(pictures)
+    with pytest.raises(ValueError, match="is no folder"):
+        run()
+    kept.rename(pictures)
+    assert run().num_embedded == 0
+    assert files_of(tmp_path / "index") == EXPECTED
+
+
+def test_another_folder_is_refused_but_a_moved_one_is_not(run, pictures, tmp_path):
+    run()
+    save_noise(tmp_path / "other/a.png", seed=50)
+    with pytest.raises(ValueError, match="is not the folder that index=.* holds"):
+        run(images=str(tmp_path / "other"))
+    pictures.rename(tmp_path / "moved")
+    assert run(images=str(tmp_path / "moved")) == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
+    query = image_index.Features(torch.ones(1, 32), None)
+    hits = ImageIndex(tmp_path / "index").search(query, "embeds", 1)
+    assert hits[0].files[0][0].exists()
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("metadata.csv", "file_name,text\n0.png,x\n", "caption_column='caption': .* lacks 'caption', it has"),
+        ("metadata.jsonl", '{"caption": "x"}\n', "lacks 'file_name'"),
+        ("metadata.jsonl", '{"file_name": "0.png", "caption": ["x"]}\n', "must have file names and captions of text"),
+        ("metadata.csv", "caption,file_name\nx\n", "must have file names and captions of text"),
+        ("metadata.jsonl", "{broken\n", "metadata.jsonl cannot be read"),
+    ],
+)
+def test_wrong_metadata_are_refused(run, pictures, name, text, message):
+    (pictures / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_the_caption_column_has_a_name(run, pictures, tmp_path):
+    for path in [pictures / "metadata.jsonl", pictures / "sub/deep/metadata.csv"]:
+        path.write_text(path.read_text().replace("caption", "text"))
+    run(caption_column="text")
+    assert files_of(tmp_path / "index") == EXPECTED
+
+
+def test_one_process_writes_at_a_time(run, tmp_path):
+    run()
+    with FileLock(tmp_path / "index" / "lock"):
+        with pytest.raises(ValueError, match="is being written by another process"):
+            run()
+        assert files_of(tmp_path / "index") == EXPECTED  # search goes on
+    run()
+
+
+def test_another_model_is_refused(run, model_folder, loaded, pictures, tmp_path, monkeypatch):
+    run()
+    model, processor = loaded
+    assert hash_model(*load_model(model_folder)) == hash_model(model, processor)
+    renamed = copy.deepcopy(model)
+    renamed.config.auto_map, renamed.config.architectures = {"AutoModel": "other.Name"}, None
+    assert hash_model(renamed, processor) == hash_model(model, processor)  # it computes the same
+    warmer = FDTModel(build_tiny_config(grounding_temperature=6.0))  # other in its configuration alone
+    warmer.load_state_dict(model.state_dict())
+    trained = copy.deepcopy(model)  # in one weight
+    with torch.no_grad():
+        next(trained.parameters()).view(-1)[0] += 1e-3
+    darker = copy.deepcopy(processor)  # in its image processing alone
+    darker.image_processor.image_mean = [0.0, 0.0, 0.0]
+    arguments = index_images.IndexArguments("other", str(pictures), str(tmp_path / "index"))
+    for other in ((warmer, processor), (trained, processor), (model, darker)):
+        with pytest.raises(ValueError, match="model='other' .* did not make index=.* make a new index"):
+            index_images.index_images(*other, arguments)
+    monkeypatch.setattr(search_images, "load_model", lambda name, device: (warmer, processor))
+    arguments = search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat", model="moved")
+    with pytest.raises(ValueError, match="model='moved' .* did not make index="):
+        search_images.main(arguments)
+    monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)
+    search_images.main(arguments)
+
+
+def test_damaged_search_files_are_refused_and_written_anew(run, tmp_path):
+    run()
+    for name in ("embeds.faiss", "codes.npz", "ids.npy"):
+        path = next((tmp_path / "index").glob(f"search_files-*/{name}"))
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"is damaged: .*{name} is not as it was written; run index_images again"):
+            ImageIndex(tmp_path / "index")
+        assert run().num_embedded == 0
+        assert files_of(tmp_path / "index") == EXPECTED
+
+
+def test_a_damaged_database_is_refused(run, tmp_path):
+    run()
+    path = tmp_path / "index" / "pictures.sqlite3"
+    whole = path.read_bytes()
+
+    def refused(message: str, *calls) -> None:
+        for call in calls:
+            with pytest.raises(ValueError, match=message):
+                call()
+
+    path.write_bytes(b"not a database " * 1000)
+    refused("is damaged: file is not a database; make a new one", run, lambda: ImageIndex(tmp_path / "index"))
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("is damaged: .*; make a new one", run)
+    path.write_bytes(whole)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    refused("holds no index of format 1", run, lambda: ImageIndex(tmp_path / "index"))
+    path.write_bytes(whole)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE pictures SET embeds = zeroblob(128) WHERE id = 3")
+    refused("is damaged: picture 3; make a new one", lambda: run(dense_index="hnsw"))
+    shutil.rmtree(tmp_path / "index")
+    refused("holds no index", lambda: ImageIndex(tmp_path / "index"))
+
+
+# Each child is killed at another point: within the second batch, within its transaction, while the search files are
+# written, and before the database names them.
+KILLED = """
+import os, signal, sys
+from run_scripts import image_index, index_images
+from run_scripts.embedding import load_model
+
+model, images, index = sys.argv[1:]
+
+def killing(function, at_call):
+    calls = []
+    def wrapped(*arguments, **options):
+        calls.append(options)
+        if len(calls) == at_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return wrapped
+
+def kill_in_batch():
+    index_images.embed_inputs = killing(index_images.embed_inputs, 2)
+
+def kill_in_transaction():  # facts are set when an index is made, when it is opened, and at the end of each batch
+    image_index.IndexWriter._set_facts = killing(image_index.IndexWriter._set_facts, 4)
+
+def kill_in_search_files():
+    image_index.scipy.sparse.save_npz = killing(image_index.scipy.sparse.save_npz, 1)
+
+def kill_before_publishing():
+    image_index._hash_file = killing(image_index._hash_file, 3)
+
+model_name, model = model, load_model(model)
+for kill in (kill_in_batch, kill_in_transaction, kill_in_search_files, kill_before_publishing):
+    child = os.fork()
+    if child == 0:
+        kill()
+        arguments = index_images.IndexArguments(model_name, images, f"{index}_{kill.__name__}", batch_size=2)
+        index_images.index_images(*model, arguments)
+        os._exit(0)
+    print(kill.__name__, -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_killed_process_loses_nothing_that_was_committed(run, loaded, model_folder, pictures, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(index_images.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, model_folder, str(pictures), str(tmp_path / "index")]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    deaths = dict(line.split() for line in printed.splitlines())
+    assert len(deaths) == 4 and set(deaths.values()) == {str(int(signal.SIGKILL))}
+
+    run(index=str(tmp_path / "whole"))
+    committed = {"in_batch": 2, "in_transaction": 2, "in_search_files": 7, "before_publishing": 7}
+    for point, num_committed in committed.items():
+        index = tmp_path / f"index_kill_{point}"
+        with pytest.raises(ValueError, match="is not finished; run index_images again"):
+            ImageIndex(index)
+        with sqlite3.connect(index / "pictures.sqlite3") as connection:
+            assert connection.execute("SELECT count(*) FROM pictures").fetchone()[0] == num_committed
+            assert connection.execute("SELECT count(*) FROM files").fetchone()[0] == num_committed
+        assert run(index=str(index)).num_embedded == NUM_PICTURES - num_committed
+        assert files_of(index) == EXPECTED
+        whole = embed_images(*loaded, [Image.open(pictures / "0.png")])
+        for by in ("embeds", "codes"):
+            expected = ImageIndex(tmp_path / "whole").search(whole, by, 10)
+            assert ImageIndex(index).search(whole, by, 10) == expected
+
+
+def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path, monkeypatch, caplog):
+    run()
+    monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)
+    save_noise(pictures / "7.png", seed=7)
+    (pictures / "0.png").unlink()
+
+    def fail(*arguments):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_index.faiss, "write_index", fail)
+        with pytest.raises(OSError, match="No space left"):
+            run()
+    assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")}
+    search_images.main(search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat"))
+    assert "changed since its last complete run" in caplog.text
+    assert run().num_embedded == 0
+    assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")} | {("7.png", None)}
+
+
+def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, capsys, monkeypatch):
+    shutil.copy(pictures / "0.png", pictures / "zero.png")
+    index = str(tmp_path / "index")
+    index_images.main(index_images.IndexArguments(model=model_folder, images=str(pictures), index=index))
+    assert "holds 7 pictures of 8 files: 7 embedded now, 0 removed, 0 files left out" in capsys.readouterr().out
+    (pictures / "2.png").unlink()
+    for by in ("embeds", "codes"):
+        search_images.main(
+            search_images.SearchArguments(
+                index=index, image=str(pictures / "0.png"), by=by, top_k=6, grid=str(tmp_path / "out/grid.png")
+            )
+        )
+        monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)  # once is enough
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["1", "1.0000", str(pictures / "0.png"), "nought"]
+        assert lines[1].split() == [str(pictures / "zero.png")]
+        assert [int(line.split()[0]) for line in lines[2:7]] == [2, 3, 4, 5, 6]
+        with Image.open(tmp_path / "out/grid.png") as grid:
+            assert grid.format == "PNG"
+            assert grid.size == (5 * search_images.CELL, 2 * (search_images.CELL + 2 * search_images.LINE))
+            cell = grid.crop((0, 0, search_images.CELL, search_images.CELL))
+            assert len(cell.getcolors(maxcolors=2**24)) > 1000  # the picture of noise, not an empty cell
+    hits = [image_index.Hit(0.5, [(pictures / "2.png", "a long caption that does not fit into its cell")])]
+    cell = search_images.draw_grid(hits)  # a file that has gone leaves its place empty
+    assert cell.size == (search_images.CELL, search_images.CELL + 2 * search_images.LINE)
+    assert cell.getpixel((search_images.CELL // 2, 10)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "give either text or image, got text=None and image=None"),
+        ({"text": "a", "image": "b.png"}, "give either text or image"),
+        ({"text": "a", "grid": "grid.jpg"}, "grid must end in .png, got 'grid.jpg'"),
+    ],
+)
+def test_wrong_search_arguments_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        search_images.SearchArguments(index="index", **changes)
+
+
+def test_a_query_that_is_no_picture_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="image='.*missing.png': .*No such file"):
+        search_images.read_query_image(str(tmp_path / "missing.png"))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match="image='.*text.png': not a picture of a known format"):
+        search_images.read_query_image(str(tmp_path / "text.png"))
+
+
+@pytest.mark.parametrize(
+    "changes, message", [({"batch_size": 0}, "batch_size"), ({"codes_per_picture": 0}, "codes_per")]
+)
+def test_wrong_index_arguments_are_refused(run, changes, message):
+    with pytest.raises(ValueError, match=f"{message}.* must be at least 1, got 0"):
+        run(**changes)
+
+
+def test_the_device_is_used(loaded, pictures, tmp_path, monkeypatch):
+    devices = []
+
+    def load(name, device):
+        devices.append(device)
+        return loaded
+
+    for script in (index_images, search_images):
+        monkeypatch.setattr(script, "load_model", load)
+    index = str(tmp_path / "index")
+    index_images.main(index_images.IndexArguments("model", str(pictures), index, device="cuda:1"))
+    search_images.main(search_images.SearchArguments(index, text="a cat", device="cuda:2"))
+    assert devices == ["cuda:1", "cuda:2"]
+
+
+def test_a_model_without_codes_is_searched_by_embeds(loaded, pictures, tmp_path):
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 49409, "eos_token_id": 49408},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    model, processor = CLIPModel(config).eval(), loaded[1]
+    index_images.index_images(
+        model, processor, index_images.IndexArguments("clip", str(pictures), str(tmp_path / "index"))
+    )
+    index = ImageIndex(tmp_path / "index")
+    query = embed_captions(model, processor, ["a cat"])
+    assert len(index.search(query, "embeds", 3)) == 3
+    with pytest.raises(ValueError, match="by='codes' needs a model with codes"):
+        index.search(query, "codes", 3)
+
+
+def test_the_benchmark_counts_what_is_found(loaded, model_folder, tmp_path, monkeypatch, capsys):
+    from datasets import Dataset, DatasetDict
+
+    for number in range(4):
+        save_noise(tmp_path / f"{number}.png", seed=number)
+    images = [Image.open(tmp_path / f"{number}.png") for number in (0, 1, 2, 3, 0)]
+    rows = {"image": images, "caption": ["one", "two", "three", "four", "one"]}
+    DatasetDict({"test": Dataset.from_dict(rows)}).save_to_disk(tmp_path / "data")
+    arguments = benchmark_search.SearchBenchmarkArguments(
+        output_dir=str(tmp_path / "out"),
+        model=model_folder,
+        dataset=str(tmp_path / "data"),
+        numbers_of_pictures=[20],
+        numbers_of_codes=[4],
+        active_codes=[3],
+        codebook_size=16,
+        codebook_dim=8,
+        num_queries=2,
+    )
+    threads = torch.get_num_threads()
+    benchmark_search.main(arguments)
+    torch.set_num_threads(threads)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    recall = results["recall"]
+    assert (recall["num_pictures"], recall["num_captions"], recall["num_picture_queries"]) == (5, 4, 2)
+    for name, row in recall["contestants"].items():
+        # Rows 0 and 4 are one picture: each finds the other first, once its own row is left out.
+        assert row["image to image"] == {"R@1": 1, "R@5": 1, "R@10": 1}
+        assert row["bytes_per_picture"] > 0
+        if "largest" not in name:  # of four codes none may be the query's
+            assert row["text to image"]["R@10"] == 1
+    images, captions = embed_images(*loaded, images), embed_captions(*loaded, ["four", "one", "three", "two"])
+    best = (captions.embeds @ images.embeds.T).argmax(dim=1)
+    expected = np.mean(
+        [rows["caption"][i] == name for i, name in zip(best, ("four", "one", "three", "two"), strict=True)]
+    )
+    assert recall["contestants"]["embeds, flat"]["text to image"]["R@1"] == expected
+    assert set(results["growth"]["20"]) == {"embeds, flat", "codes, 3 active"}
+    printed = capsys.readouterr().out
+    assert "| 20 | codes, 3 active |" in printed and "| 4 largest codes, cosine |" in printed
+
+
+def test_wrong_benchmark_arguments_are_refused():
+    with pytest.raises(ValueError, match="parts must be among"):
+        benchmark_search.SearchBenchmarkArguments("out", parts=["speed"])
+    with pytest.raises(ValueError, match="recall needs model and dataset"):
+        benchmark_search.SearchBenchmarkArguments("out")
