@@ -1,13 +1,23 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Metrics of retrieval and zero-shot classification, with the level that chance would reach.
 
-All are pure functions of a matrix of scores, one row for each query and one column for each candidate. Ties count
-against the model: one that gives the same score to everything is right about nothing.
+All are pure functions, most of them of a matrix of scores, one row for each query and one column for each candidate.
+Ties count against the model: one that gives the same score to everything is right about nothing.
 """
 
 import math
+from collections import Counter
 
 import torch
+
+
+def cosine_scores(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Products of all rows, (num_first, num_second) in float32.
+
+    Summed in float64 and then rounded, equal embeddings get equal scores wherever they stand in their matrix; float32
+    products differ in their last bits from place to place, and ties would depend on the order.
+    """
+    return (first.double() @ second.double().T).float()
 
 
 def first_hit_ranks(scores: torch.Tensor, is_relevant: torch.Tensor) -> torch.Tensor:
@@ -35,20 +45,52 @@ def first_hit_ranks(scores: torch.Tensor, is_relevant: torch.Tensor) -> torch.Te
     return ((scores >= best) & ~is_relevant).sum(dim=1)
 
 
+def recall_of(ranks: torch.Tensor, k: int) -> float:
+    """Share of queries whose first right candidate has fewer than `k` wrong ones before it.
+
+    Args:
+        ranks: (num_queries,) integers from 0, as `first_hit_ranks` gives them.
+        k: how many places count.
+    """
+    return (ranks < k).double().mean().item()
+
+
 def recall_at(scores: torch.Tensor, is_relevant: torch.Tensor, k: int) -> float:
     """Share of queries with a right candidate among their `k` best; arguments as for `first_hit_ranks`.
 
     With one right candidate for each query this is also top-k accuracy.
     """
-    return (first_hit_ranks(scores, is_relevant) < k).float().mean().item()
+    return recall_of(first_hit_ranks(scores, is_relevant), k)
+
+
+def chance_recall_of(num_relevant: torch.Tensor, num_candidates: int, k: int) -> float:
+    """What `recall_of` gives on average for scores in random order.
+
+    Args:
+        num_relevant: (num_queries,) how many right candidates each query has.
+        num_candidates: how many candidates there are, the right ones included.
+        k: how many places count.
+    """
+    k = min(k, num_candidates)
+    numbers = Counter(num_relevant.tolist())
+    misses = {number: math.comb(num_candidates - number, k) / math.comb(num_candidates, k) for number in numbers}
+    return 1 - sum(count * misses[number] for number, count in numbers.items()) / len(num_relevant)
 
 
 def chance_recall_at(is_relevant: torch.Tensor, k: int) -> float:
     """What `recall_at` gives on average for scores in random order."""
-    num_candidates = is_relevant.shape[1]
-    numbers = is_relevant.sum(dim=1).tolist()
-    misses = [math.comb(num_candidates - number, k) / math.comb(num_candidates, k) for number in numbers]
-    return 1 - sum(misses) / len(misses)
+    return chance_recall_of(is_relevant.sum(dim=1), is_relevant.shape[1], k)
+
+
+def mean_per_class(hits: torch.Tensor, classes: torch.Tensor) -> float:
+    """The mean over classes of the share of a class's queries that hit, so that small classes count as large ones do.
+
+    Args:
+        hits: (num_queries,) boolean.
+        classes: (num_queries,) integers; classes without a query do not count.
+    """
+    _, positions, counts = classes.unique(return_inverse=True, return_counts=True)
+    return (positions.bincount(weights=hits.double()) / counts).mean().item()
 
 
 def accuracy_among(scores: torch.Tensor, is_relevant: torch.Tensor, num_choices: int, seed: int) -> float:

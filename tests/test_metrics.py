@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import recall_score, top_k_accuracy_score
 
 from run_scripts import metrics
 
@@ -84,3 +84,44 @@ def test_bad_input_is_refused(scores, is_relevant, message):
 def test_too_many_choices_are_refused():
     with pytest.raises(ValueError, match="num_choices must be from 2 to 3, got 4"):
         metrics.accuracy_among(SCORES, torch.eye(3, dtype=torch.bool), num_choices=4, seed=0)
+
+
+@pytest.fixture
+def random_scores() -> tuple[torch.Tensor, np.ndarray]:
+    """(200, 30) scores in float64 without ties, and classes of which some are rare."""
+    generator = np.random.default_rng(0)
+    labels = generator.choice(30, 200, p=np.arange(1, 31) / np.arange(1, 31).sum())
+    return torch.from_numpy(generator.normal(size=(200, 30))), labels
+
+
+def test_metrics_equal_those_of_scikit_learn_and_the_definition_of_open_clip(random_scores):
+    scores, labels = random_scores
+    targets = torch.from_numpy(labels)
+    ranks = metrics.first_hit_ranks(scores, torch.arange(30) == targets[:, None])
+    ours = [metrics.recall_of(ranks, k) for k in (1, 5)]
+    scikit = [top_k_accuracy_score(labels, scores.numpy(), k=k, labels=np.arange(30)) for k in (1, 5)]
+    assert ours == pytest.approx(scikit, abs=1e-9)
+    macro = recall_score(labels, scores.argmax(dim=1), average="macro", labels=np.unique(labels), zero_division=0)
+    assert metrics.mean_per_class(ranks < 1, targets) == pytest.approx(macro, abs=1e-9)
+    # open_clip's and CLIP_benchmark's: the right class is among the k that topk gives.
+    by_topk = [(scores.topk(k).indices == targets[:, None]).any(dim=1).double().mean().item() for k in (1, 5)]
+    assert ours == pytest.approx(by_topk, abs=1e-9)
+
+
+def test_mean_per_class_by_hand():
+    hits = torch.tensor([True, True, False, False])
+    assert metrics.mean_per_class(hits, torch.tensor([7, 7, 7, 2])) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_equal_embeddings_get_equal_scores_wherever_they_stand():
+    generator = torch.Generator().manual_seed(0)
+    query, candidate = torch.randn(7, 67, generator=generator), torch.randn(1, 67, generator=generator)
+    scores = metrics.cosine_scores(query, candidate.repeat(101, 1))
+    assert torch.equal(scores, scores[:, :1].expand(-1, 101))
+    # float32 rounds once, at the end.
+    torch.testing.assert_close(scores[:, 0], query @ candidate[0], rtol=0, atol=1e-5)
+
+
+def test_chance_when_all_candidates_are_looked_at():
+    assert metrics.chance_recall_of(torch.tensor([1, 2]), num_candidates=3, k=10) == 1
+    assert metrics.chance_recall_of(torch.tensor([1, 2]), num_candidates=4, k=1) == pytest.approx((1 / 4 + 2 / 4) / 2)

@@ -1,0 +1,178 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""What an evaluation found, and the one format in which it is written down."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+
+import modeling_fdt
+
+
+PACKAGES = ("torch", "transformers", "datasets", "numpy", "scikit-learn")
+
+
+@dataclass
+class EvaluationArguments:
+    """What every task needs."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of an FDT or CLIP checkpoint with its processor."})
+    preset: str | None = field(default=None, metadata={"help": "A known data set: see presets.json for the names."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "A folder written by save_to_disk, or what load_dataset takes."}
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    split: str = field(default="test", metadata={"help": "The split to evaluate."})
+    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
+    batch_size: int = field(default=64, metadata={"help": "How many pictures or captions the model takes at once."})
+    seed: int = field(default=42, metadata={"help": "Of everything that is drawn at random."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: cuda where there is one."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file of the results; default: a name in outputs/evaluation."}
+    )
+    report: str | None = field(default=None, metadata={"help": "HTML file for a page with tables and plots."})
+
+    def __post_init__(self):
+        if self.dataset is None:
+            raise ValueError("give dataset, or a preset that names one")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class Metric:
+    """A number, what chance would reach (None where that means nothing), and whether it is a share of 1."""
+
+    value: float
+    chance: float | None = None
+    unit: Literal["share", "number"] = "share"
+
+
+@dataclass
+class Chart:
+    """Points (x, y) by series. In a bar chart x is a name; shares are drawn in per cent."""
+
+    title: str
+    kind: Literal["line", "bar"]
+    series: dict[str, list[tuple[float | str, float]]]
+    x_label: str = ""
+    y_label: str = ""
+    unit: Literal["share", "number"] = "share"
+    log_x: bool = False
+
+
+@dataclass
+class Evaluation:
+    """The outcome of one task.
+
+    Attributes:
+        metrics: by name, in the order in which they are shown.
+        headline: name of the metric that is cited for this data set.
+        data: what was evaluated: one entry for each split, as `describe_data` gives it.
+        counts: numbers of things, by name.
+        charts: what the report draws.
+    """
+
+    metrics: dict[str, Metric]
+    headline: str
+    data: list[dict[str, str | int]]
+    counts: dict[str, int] = field(default_factory=dict)
+    charts: list[Chart] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.headline not in self.metrics:
+            raise ValueError(f"metric={self.headline!r} was not measured; there are {list(self.metrics)}")
+
+
+def build_record(
+    task: str, arguments: EvaluationArguments, evaluation: Evaluation, command: str, device: str
+) -> dict[str, Any]:
+    """A run as JSON: what was found, and all that is needed to find it again."""
+    return {
+        "task": task,
+        "headline": evaluation.headline,
+        "metrics": {name: asdict(metric) for name, metric in evaluation.metrics.items()},
+        "counts": evaluation.counts,
+        "model": {"name": arguments.model, "sha256": hash_weights(arguments.model)},
+        "data": evaluation.data,
+        "seed": arguments.seed,
+        "command": command,
+        "arguments": asdict(arguments),
+        "commit": find_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "fdt-transformers": modeling_fdt.__version__,
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+        "device": device,
+        "charts": [asdict(chart) for chart in evaluation.charts],
+    }
+
+
+def hash_weights(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's safetensors file; of several, that of their own hashes in the order of their names.
+
+    Raises:
+        ValueError: the checkpoint has no safetensors file.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name_or_path, allow_patterns="*.safetensors"))
+    hashes = []
+    for path in sorted(folder.glob("*.safetensors")):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+        hashes.append(digest.hexdigest())
+    if not hashes:
+        raise ValueError(f"model={name_or_path!r} has no safetensors file")
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def find_commit() -> str | None:
+    """The commit of the checkout that this code is in, with `-dirty` where files differ from it; None outside one."""
+    root = Path(__file__).parents[2]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def describe_device(device: str) -> str:
+    """The kind of a device, in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
+def write_record(record: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def format_value(value: float, unit: str, num_digits: int = 1) -> str:
+    """A share in per cent, a number with as many digits."""
+    return f"{value:.{num_digits}%}" if unit == "share" else f"{value:.{num_digits}f}"
+
+
+def format_markdown(record: dict[str, Any]) -> str:
+    """The metrics of a run as a Markdown table, the headline in bold."""
+    data = record["data"][0]
+    title = f"{record['task']}: {data['source']}, {data['split']}, {data['rows']:,} rows"
+    lines = [f"| {title} | value | chance |", "|---|---:|---:|"]
+    for name, metric in record["metrics"].items():
+        value = format_value(metric["value"], metric["unit"])
+        chance = "" if metric["chance"] is None else format_value(metric["chance"], metric["unit"], 2)
+        if name == record["headline"]:
+            name, value = f"**{name}**", f"**{value}**"
+        lines.append(f"| {name} | {value} | {chance} |")
+    return "\n".join(lines)
