@@ -1,9 +1,21 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Open a data set by its name on the Hub or its place on disk."""
+"""Open a data set by its name on the Hub or its place on disk, as rows to index or as shards to read."""
 
+import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from PIL import Image
+
+
+# A split in memory, read as a stream, is dealt to at most so many readers.
+_NUM_SHARDS_ON_DISK = 256
+# How many rows of a stream are read at once.
+_ROWS_AT_ONCE = 16
 
 
 def open_dataset(
@@ -19,18 +31,155 @@ def open_dataset(
         streaming: whether to read rows as they are asked for, which gives an `IterableDataset`.
 
     Raises:
-        ValueError: the data set has no such split.
+        ValueError: the data set has no such split, or cannot be opened by that name.
     """
     if (Path(source) / "dataset_dict.json").exists():
+        if config_name is not None:
+            raise ValueError(f"config_name={config_name!r}: {source!r} was written by save_to_disk and has none")
         splits = load_from_disk(source)
         if split not in splits:
             raise ValueError(f"split={split!r} is not in {source!r}; it has {sorted(splits)}")
-        return splits[split].to_iterable_dataset() if streaming else splits[split]
-    return load_dataset(source, config_name, split=split, streaming=streaming)
+        dataset = splits[split]
+        return dataset.to_iterable_dataset(min(_NUM_SHARDS_ON_DISK, len(dataset))) if streaming else dataset
+    try:
+        return load_dataset(source, config_name, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"{source!r} is no data set on disk, and none that can be had from the Hub: {error}"
+        ) from error
 
 
 def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> None:
     """Raise a ValueError for the first column (argument=name) that the data set lacks; None is never missing."""
+    names = dataset.column_names
+    if names is None:  # some streams tell their columns by their rows alone
+        names = list(next(iter(dataset), {}))
     for argument, name in columns.items():
-        if name is not None and name not in dataset.column_names:
-            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {dataset.column_names}")
+        if name is not None and name not in names:
+            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}")
+
+
+def decode_picture(value: dict | str | bytes | None) -> Image.Image:
+    """A picture from what a column or a tar member holds, upright.
+
+    Args:
+        value: bytes, a path, or a dict of either, as `datasets` keeps pictures that it has not decoded.
+
+    Raises:
+        Exception: of whatever class the decoder of that format raises for a broken file.
+    """
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    elif isinstance(value, str):
+        value = {"bytes": None, "path": value}
+    return datasets.Image().decode_example(value)
+
+
+class DatasetShards:
+    """The shards of a streamed split of `datasets`; pictures are left undecoded.
+
+    Args:
+        dataset: the split.
+        image_column: its column of pictures.
+    """
+
+    def __init__(self, dataset: IterableDataset, image_column: str):
+        self.dataset = leave_undecoded(dataset, image_column)
+
+    def __len__(self) -> int:
+        return self.dataset.num_shards
+
+    def name(self, shard: int) -> str:
+        return f"shard {shard}"
+
+    def read(self, shard: int) -> Iterator[dict[str, Any]]:
+        # By `iter`, which reads all rows in every worker process; `__iter__` would deal them to the workers.
+        for rows in self.dataset.shard(len(self), shard).iter(batch_size=_ROWS_AT_ONCE):
+            yield from split_rows(rows)
+
+
+class TarShards:
+    """Tar shards as img2dataset and webdataset write them: files that differ in the extension only are one pair.
+
+    A row has the columns `image` (the jpg, jpeg, png or webp file) and `caption` (the txt file), as far as the shard
+    holds them, and what the json file says under any other name.
+
+    Args:
+        pattern: paths, URLs or `pipe:` commands of the shards, with braces: `pairs/{00000..00331}.tar`.
+
+    Raises:
+        ValueError: a local shard does not exist.
+    """
+
+    def __init__(self, pattern: str):
+        from webdataset.shardlists import expand_urls
+
+        self.urls = expand_urls(pattern)
+        missing = [url for url in self.urls if ":" not in url and not Path(url).is_file()]
+        if missing:
+            raise ValueError(
+                f"dataset={pattern!r} names {len(self.urls)} tar shards, {len(missing)} of which do not exist, the "
+                f"first is {missing[0]!r}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+    def name(self, shard: int) -> str:
+        return self.urls[shard]
+
+    def read(self, shard: int) -> Iterator[dict[str, Any]]:
+        """The rows of one shard; what stops the reading is raised after the last whole pair."""
+        from webdataset.tariterators import tarfile_samples
+
+        errors = []
+
+        def note(error: Exception) -> bool:
+            errors.append(error)
+            return True  # go on: what was read of the last pair is still to come
+
+        for members in tarfile_samples(iter([{"url": self.urls[shard]}]), handler=note):
+            image = next((members[e] for e in ("jpg", "jpeg", "png", "webp") if e in members), None)
+            row = {**_read_json(members.get("json")), "__key__": members["__key__"], "image": image}
+            row["caption"] = members["txt"].decode(errors="replace") if "txt" in members else None
+            if errors and None in (row["image"], row["caption"]):
+                break  # the pair in which the shard is cut off: it counts as the shard's fault, not as a broken pair
+            yield row
+        if errors:
+            # webdataset puts files and addresses behind what the error says.
+            said = errors[0].args[0]
+            raise OSError(said if isinstance(said, str) else str(errors[0])) from errors[0]
+
+
+def is_tar_pattern(source: str) -> bool:
+    """Whether a data set is named by its tar shards."""
+    return source.startswith("pipe:") or source.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset | IterableDataset:
+    """The same rows, with pictures as bytes or paths.
+
+    Raises:
+        ValueError: the column cannot hold pictures.
+    """
+    if dataset.features is None:  # some streams of text files: paths, which are decoded as they are
+        return dataset
+    feature = dataset.features[image_column]
+    if isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("string", "binary"):
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    raise ValueError(f"image_column={image_column!r} must hold pictures, their bytes or paths, it holds {feature}")
+
+
+def split_rows(columns: dict[str, list]) -> Iterator[dict[str, Any]]:
+    """Rows of what `datasets` gives for several: a list for every column."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _read_json(member: bytes | None) -> dict:
+    # A json file that cannot be read lacks its captions, which is found out where they are asked for.
+    try:
+        value = json.load(io.BytesIO(member or b"{}"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

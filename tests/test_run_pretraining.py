@@ -2,22 +2,34 @@
 """The training script on a handful of made-up pictures."""
 
 import json
+import math
 from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from torch.utils.data import BatchSampler
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, CLIPModel
 
-from run_scripts import run_pretraining
+from modeling_fdt import FDTConfig, FDTImageProcessor
+from run_scripts import metrics, run_pretraining, training_data
+from run_scripts.augmentation import Augmentation
+from run_scripts.clip_baseline import CLIPBaseline
+from run_scripts.embedding import embed_captions, embed_images, load_model
+from run_scripts.make_synthetic_pairs import SyntheticPairsArguments, make_synthetic_pairs
 from run_scripts.training_data import ContrastiveCollator, DistinctBatchSampler
 
 
 COLORS = ["red", "green", "blue", "black", "white", "yellow", "gray", "orange"]
+CONFIGS = Path(run_pretraining.__file__).with_name("configs")
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
 AUGMENTATION = {"RandomResizedCrop": {"size": [32, 32], "scale": [0.5, 1.0]}, "RandomHorizontalFlip": {"p": 0.5}}
 
 
@@ -58,10 +70,33 @@ def parse(tmp_path, run: dict) -> tuple:
     return run_pretraining.parse_arguments([str(path)])
 
 
-def test_a_run_ends_in_a_model_that_the_auto_classes_load(tmp_path):
-    trainer = run_pretraining.train(*parse(tmp_path, tiny_run(tmp_path)))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[run_pretraining.PretrainingTrainer, Path]:
+    """A run of 30 steps, evaluated at the last, and its folder."""
+    tmp_path = tmp_path_factory.mktemp("trained")
+    run = tiny_run(
+        tmp_path, max_steps=30, learning_rate=3e-3, eval_split="train", eval_strategy="steps", eval_steps=30
+    )
+    run |= {"model_config": {**run["model_config"], "vision_config": RESNET}, "per_device_eval_batch_size": 7}
+    return run_pretraining.train(*parse(tmp_path, run)), tmp_path
+
+
+def go_on(tmp_path) -> dict:
+    """The JSON of a run of one step that begins with what another one left in `tmp_path`."""
+    run = tiny_run(tmp_path, model_name_or_path=str(tmp_path / "output"), max_steps=1)
+    run["output_dir"] = str(tmp_path / "next")
+    del run["model_config"], run["image_processor_config"]
+    return run
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_a_run_ends_in_a_model_that_the_auto_classes_load(trained):
+    trainer, tmp_path = trained
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 3
+    assert len(losses) == 30
     assert all(0 < entry["active_codes_per_image"] <= 32 for entry in losses)
     assert all(0 < entry["active_codes_per_caption"] <= 32 and "logit_scale" in entry for entry in losses)
 
@@ -75,40 +110,206 @@ def test_a_run_ends_in_a_model_that_the_auto_classes_load(tmp_path):
         assert torch.equal(logits, trainer.model.eval()(**inputs).logits_per_image)
 
 
-def test_two_runs_of_one_seed_are_equal(tmp_path):
-    first, second = (run_pretraining.train(*parse(tmp_path, tiny_run(tmp_path))) for _ in range(2))
-    for name, parameter in first.model.named_parameters():
-        assert torch.equal(parameter, second.model.get_parameter(name)), name
-
-
-def test_training_lowers_the_loss_and_continues_from_a_checkpoint(tmp_path):
-    run = tiny_run(tmp_path, max_steps=30, learning_rate=3e-3)
-    losses = [e["loss"] for e in run_pretraining.train(*parse(tmp_path, run)).state.log_history if "loss" in e]
+def test_training_lowers_the_loss_and_continues_from_a_checkpoint(trained):
+    trainer, tmp_path = trained
+    losses = losses_of(trainer)
     assert losses[-1] < 0.5 * losses[0]
+    run = tiny_run(
+        tmp_path, model_name_or_path=str(tmp_path / "output"), max_steps=1, output_dir=str(tmp_path / "next")
+    )
     del run["model_config"], run["image_processor_config"]
-    run |= {"model_name_or_path": str(tmp_path / "output"), "max_steps": 1, "output_dir": str(tmp_path / "next")}
-    trainer = run_pretraining.train(*parse(tmp_path, run))
-    assert trainer.state.log_history[0]["loss"] < 0.5 * losses[0]
+    assert losses_of(run_pretraining.train(*parse(tmp_path, run)))[0] < 0.5 * losses[0]
 
 
-def test_weight_decay_spares_biases_norms_and_logit_scale_only(tmp_path):
-    trainer = run_pretraining.train(*parse(tmp_path, tiny_run(tmp_path, max_steps=1)))
+def test_evaluation_is_of_every_row_without_augmentation(trained):
+    trainer, tmp_path = trained
+    (evaluation,) = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    rows = trainer.eval_dataset
+    assert len(rows) == 16  # 7, 7 and 2: none is left out
+    model, processor = load_model(str(tmp_path / "output"))
+    scores = (
+        embed_images(model, processor, rows["image"]).embeds
+        @ embed_captions(model, processor, rows["captions"]).embeds.T
+    )
+    is_relevant = torch.tensor([[a == b for b in rows["captions"]] for a in rows["captions"]])
+    assert evaluation["eval_image_to_text_recall_at_1"] == pytest.approx(metrics.recall_at(scores, is_relevant, 1))
+    assert evaluation["eval_text_to_image_recall_at_1"] == pytest.approx(metrics.recall_at(scores.T, is_relevant, 1))
+    assert evaluation["eval_image_to_text_recall_at_1"] > 0.5
+
+
+def test_two_runs_of_one_seed_are_equal_whoever_augments(tmp_path):
+    # Augmentation by two workers, by none, and on the device.
+    changes = ({"dataloader_num_workers": 2}, {}, {"augment_on_device": True})
+    first, *others = (run_pretraining.train(*parse(tmp_path, tiny_run(tmp_path, **change))) for change in changes)
+    for other in others:
+        for name, parameter in first.model.named_parameters():
+            assert torch.equal(parameter, other.model.get_parameter(name)), name
+
+
+def test_weight_decay_spares_biases_norms_and_logit_scale_only(trained):
+    trainer, _ = trained
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    assert any("convolution.weight" in name for name in decayed)
     for name, parameter in trainer.model.named_parameters():
-        # All weights but those of norms are matrices; CLIP's class embedding is a vector that is decayed.
-        expected = parameter.ndim > 1 or name.endswith("class_embedding")
-        assert (name in decayed) == expected, name
+        # All weights but those of norms are matrices or convolutions.
+        assert (name in decayed) == (parameter.ndim > 1), name
     assert "codebook" in decayed and "logit_scale" not in decayed
 
 
-def test_weight_decay_spares_batch_norms(tmp_path):
-    run = tiny_run(tmp_path, max_steps=1)
-    tower = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
-    run["model_config"]["vision_config"] = tower
+# CLIP, tar shards
+
+
+@pytest.mark.slow
+def test_ten_thousand_pairs_with_broken_ones_train_through(tmp_path, monkeypatch):
+    make_synthetic_pairs(
+        SyntheticPairsArguments(
+            str(tmp_path / "pairs"), num_pairs=10_000, pairs_per_shard=1000, image_size=32, broken_fraction=0.03
+        )
+    )
+    # The workers are forked and inherit an end after one epoch: 9,700 pairs in batches of at most 500.
+    monkeypatch.setattr(training_data, "count", lambda: range(1))
+    run = tiny_run(tmp_path, dataset=f"{tmp_path}/pairs/{{00000..00009}}.tar", caption_column="caption", max_steps=20)
+    run |= {"distinct_column": None, "dataloader_num_workers": 2}
+    run |= {"augmentation": {"RandomResizedCrop": {"size": [32, 32]}}}
+    run |= {"per_device_train_batch_size": 500, "logging_steps": 20, "learning_rate": 3e-3}
     trainer = run_pretraining.train(*parse(tmp_path, run))
-    decayed = trainer.get_decay_parameter_names(trainer.model)
-    assert any("convolution.weight" in name for name in decayed)
-    assert not any("normalization" in name for name in decayed)
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entry["skipped_undecodable_image"] == 300
+    assert entry["skipped_missing_image"] == entry["skipped_missing_caption"] == entry["skipped_unreadable_shard"] == 0
+    assert trainer.train_dataset.counts.totals()["pairs_read"] == 10_000
+    assert entry["pairs_seen"] == 9_700
+
+
+def test_clip_trains_by_the_same_script_and_is_loaded_by_the_auto_classes(tmp_path):
+    run = tiny_run(tmp_path, max_steps=2)
+    towers = {half: run["model_config"][half] for half in ("vision_config", "text_config")}
+    run["model_config"] = {"model_type": "clip", "projection_dim": 16, "freeze_patch_embedding": True, **towers}
+    run |= {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 7}
+    trainer = run_pretraining.train(*parse(tmp_path, run))
+    assert 0 <= trainer.state.log_history[-2]["eval_image_to_text_recall_at_1"] <= 1
+    assert [n for n, p in trainer.model.named_parameters() if not p.requires_grad] == [
+        "vision_model.embeddings.patch_embedding.weight"
+    ]
+    assert trainer.model.config.text_config.vocab_size == 49409
+
+    model, processor = load_model(str(tmp_path / "output"))
+    assert type(model) is CLIPModel
+    pictures = [Image.new("RGB", (32, 32), color) for color in COLORS]
+    inputs = processor(images=pictures, text=COLORS, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, return_loss=True)
+        outputs = trainer.model.eval()(**inputs)
+    torch.testing.assert_close(outputs.loss, expected.loss)
+    assert torch.equal(outputs.image_embeds, expected.image_embeds)
+    run = tiny_run(
+        tmp_path, model_name_or_path=str(tmp_path / "output"), max_steps=1, output_dir=str(tmp_path / "next")
+    )
+    del run["model_config"], run["image_processor_config"]
+    assert type(run_pretraining.train(*parse(tmp_path, run)).model) is CLIPBaseline
+
+
+def test_push_to_hub_is_trainers_own(tmp_path, monkeypatch):
+    pushed = []
+
+    def upload_folder(folder_path, repo_id, **kwargs):
+        pushed.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+        return Future()
+
+    hub = SimpleNamespace(
+        create_repo=lambda name, **kwargs: SimpleNamespace(repo_id=name), upload_folder=upload_folder
+    )
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    run = tiny_run(tmp_path, max_steps=1, push_to_hub=True, hub_model_id="someone/fdt")
+    run_pretraining.train(*parse(tmp_path, run))
+    ((name, files),) = pushed
+    assert name == "someone/fdt"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"} <= files
+
+
+# The configs
+
+
+def read_config(name: str) -> dict:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"])
+def test_a_smoke_config_differs_in_size_alone(name):
+    full, smoke = read_config(name), read_config(f"{name}_smoke")
+    differing = {key for key in full.keys() | smoke.keys() if full.get(key) != smoke.get(key)}
+    assert differing == {
+        *("model_config", "image_processor_config", "dataset", "augmentation", "output_dir", "max_steps"),
+        *("per_device_train_batch_size", "warmup_steps", "dataloader_num_workers", "logging_steps", "save_steps"),
+        *("bf16", "use_cpu"),
+    }
+    sizes = {
+        "vision_config",
+        "text_config",
+        "projection_dim",
+        "codebook_size",
+        "codebook_dim",
+        "grounding_temperature",
+    }
+    for key in (full["model_config"].keys() | smoke["model_config"].keys()) - sizes:
+        assert full["model_config"][key] == smoke["model_config"][key]
+    assert list(full["augmentation"]) == list(smoke["augmentation"])
+    for step, arguments in full["augmentation"].items():
+        in_pixels = {"size", "kernel_size"}
+        assert {k: v for k, v in arguments.items() if k not in in_pixels} == {
+            k: v for k, v in smoke["augmentation"][step].items() if k not in in_pixels
+        }
+
+
+def test_the_recipe_is_the_originals(tmp_path):
+    model, data, training = parse(tmp_path, read_config("cc3m_vit_b32") | {"use_cpu": True})
+    config = FDTConfig(**model.model_config)
+    assert (config.codebook_size, config.codebook_dim, config.grounding_temperature) == (16384, 512, 1000)
+    assert (config.grounding_activation, config.token_pooling) == ("sparsemax", "max")
+    assert config.freeze_patch_embedding and config.vision_config.patch_size == 32
+    assert training.per_device_train_batch_size * 8 == 1024 and training.max_steps == 86_560
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.98, 1e-8)
+    assert (training.weight_decay, training.logit_scale_min, training.logit_scale_max) == (0.1, 3, 6)
+    assert training.temperature_decay is None
+    assert data.augmentation == {
+        "RandomResizedCrop": {"size": [224, 224], "scale": [0.2, 1.0]},
+        "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
+        "RandomGrayscale": {"p": 0.2},
+        "RandomGaussianBlur": {"kernel_size": [13, 13], "sigma": [0.1, 2.0], "p": 0.5},
+        "RandomHorizontalFlip": {"p": 0.5},
+    }
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    rate = transformers.get_scheduler(
+        training.lr_scheduler_type,
+        optimizer,
+        training.get_warmup_steps(training.max_steps),
+        training.max_steps,
+        training.lr_scheduler_kwargs,
+    ).lr_lambdas[0]
+    # From 1e-4 in 2,500 steps to 1e-3, then a cosine to 0.
+    assert [round(1e-3 * rate(step), 7) for step in (0, 2499, 86_559)] == [1e-4, 1e-3, 0]
+    assert rate(2499 + (86_560 - 2500) // 2) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"])
+def test_smoke_configs_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_synthetic_pairs(SyntheticPairsArguments())
+    run = read_config(f"{name}_smoke") | {"max_steps": 4, "logging_steps": 1}
+    losses = losses_of(run_pretraining.train(*parse(tmp_path, run)))
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in [*CONFIGS.glob("*vit_b32*"), *CONFIGS.glob("emoji*")]))
+def test_every_config_is_understood(name, tmp_path):
+    model, data, training = parse(tmp_path, read_config(name) | {"use_cpu": True})
+    assert training.output_dir == f"outputs/{name}"
+    fields = dict(model.model_config)
+    if fields.pop("model_type", "fdt") == "fdt":
+        FDTConfig(**fields)
+    Augmentation(data.augmentation, FDTImageProcessor(**(model.image_processor_config or {})))
+
+
+# Arguments
 
 
 def test_flags_and_json_give_the_same_arguments(tmp_path):
@@ -131,6 +332,24 @@ def test_flags_and_json_give_the_same_arguments(tmp_path):
         ({"augmentation": []}, "augmentation must be a JSON object"),
         ({"augmentation": {"RandomHorizontalFlipp": {}}}, "RandomHorizontalFlipp"),
         ({"augmentation": {"RandomHorizontalFlip": {}}}, "must end in pictures of"),
+        ({"model_config": {"vision_config": {"hiden_size": 8}}}, "hiden_size"),
+        ({"model_config": {"model_type": "clop"}}, "model_type 'clop', it must be one of"),
+        ({"model_config": {"model_type": "clip", "codebook_size": 8}}, "no field .'codebook_size'."),
+        ({"model_config": {"model_type": "clip", "text_config": {"hiden_size": 8}}}, "hiden_size"),
+        ({"model_config": {"model_type": "clip", "vision_config": {"model_type": "vit"}}}, "takes CLIP's towers"),
+        ({"image_processor_config": {"crop_sise": 8}}, "crop_sise"),
+        ({"dataset": "nowhere/{0..3}.tar", "distinct_column": None}, "4 of which do not exist"),
+        ({"streaming": True, "distinct_column": None, "max_steps": -1}, "a stream has no length: give max_steps"),
+        ({"streaming": True, "distinct_column": None, "dataloader_num_workers": 17}, "16 shards for 17 readers"),
+        (
+            {"streaming": True, "distinct_column": None, "accelerator_config": {"dispatch_batches": True}},
+            "must not set dispatch_batches",
+        ),
+        ({"eval_split": "train"}, "eval_split and eval_strategy go together"),
+        ({"eval_strategy": "steps"}, "eval_split and eval_strategy go together"),
+        ({"eval_split": "test", "eval_strategy": "steps"}, "split='test' is not in"),
+        ({"output_dir": "/proc/nowhere"}, "output_dir='/proc/nowhere' cannot be written"),
+        ({"per_device_train_batch_size": 17, "distinct_column": None}, "needs 17 pairs, the data set has 16"),
         ({"caption_column": "text"}, "caption_column='text' is no column"),
         ({"image_processor_config": None}, "vision tower takes 32 pixels"),
         ({"per_device_train_batch_size": 9}, "needs as many distinct values, got 8"),
@@ -199,8 +418,3 @@ def test_augmentation_that_does_nothing_equals_evaluation(tiny_processor):
     plain, augmented = (ContrastiveCollator(tiny_processor, "image", "text", a)(rows) for a in (None, flip_nothing))
     # Rescaling by 1 / 255 and division by 255 differ in the last bit of float32.
     torch.testing.assert_close(augmented["pixel_values"], plain["pixel_values"], rtol=0, atol=1e-6)
-
-
-def test_pictures_of_several_sizes_are_augmented(tiny_processor):
-    rows = [{"image": Image.new("RGB", size, "red"), "text": "x"} for size in ((40, 50), (64, 33))]
-    assert ContrastiveCollator(tiny_processor, "image", "text", AUGMENTATION)(rows)["pixel_values"].shape[0] == 2

@@ -1,0 +1,487 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Pairs from tar shards and data sets: each once an epoch, broken ones skipped and counted, varied in training."""
+
+import functools
+import http.server
+import io
+import shutil
+import tarfile
+import threading
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from accelerate import skip_first_batches
+from datasets import Dataset, DatasetDict
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from run_scripts import training_data
+from run_scripts.augmentation import Augmentation, RandomResizedCrop
+from run_scripts.data_source import TarShards
+from run_scripts.make_synthetic_pairs import SyntheticPairsArguments, make_synthetic_pairs
+from run_scripts.training_data import (
+    ContrastiveCollator,
+    DataArguments,
+    DataCounts,
+    PairStream,
+    load_eval_dataset,
+    load_train_dataset,
+)
+
+
+MOCO = {
+    "RandomResizedCrop": {"size": [32, 32], "scale": [0.2, 1.0]},
+    "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
+    "RandomGrayscale": {"p": 0.2},
+    "RandomGaussianBlur": {"kernel_size": [5, 5], "sigma": [0.1, 2.0], "p": 0.5},
+    "RandomHorizontalFlip": {"p": 0.5},
+}
+
+
+def encode(color="red", size=(8, 8), form="PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, form)
+    return file.getvalue()
+
+
+PICTURE = encode()
+BROKEN = PICTURE[: len(PICTURE) // 2]
+
+
+def write_tar(path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def pair(key: str, picture: bytes = PICTURE, caption: str | None = None) -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", picture), (f"{key}.txt", (key if caption is None else caption).encode())]
+
+
+def write_shards(folder, sizes: list[int]) -> tuple[str, set[str]]:
+    """Shards of so many pairs each, their pattern and all captions."""
+    captions = set()
+    for shard, size in enumerate(sizes):
+        keys = [f"s{shard}p{number}" for number in range(size)]
+        write_tar(folder / f"{shard}.tar", [member for key in keys for member in pair(key)])
+        captions.update(keys)
+    return f"{folder}/{{0..{len(sizes) - 1}}}.tar", captions
+
+
+def write_dataset(folder, rows: list[dict]) -> str:
+    """A data set of `save_to_disk` with a split `train`; its pictures are bytes."""
+    DatasetDict({"train": Dataset.from_list(rows).cast_column("image", ImageFeature())}).save_to_disk(str(folder))
+    return str(folder)
+
+
+def stream(pattern: str, seed: int = 0, max_broken_fraction: float = 0.1, **kwargs) -> PairStream:
+    arguments = DataArguments(dataset=pattern, shuffle_buffer=16, max_broken_fraction=max_broken_fraction, **kwargs)
+    return load_train_dataset(arguments, seed)
+
+
+def captions_of(pairs) -> list[str]:
+    return [caption for pair in pairs for caption in pair["caption"]]
+
+
+def epoch_of(pairs: PairStream, epoch: int = 0, num_readers: int = 1) -> list[list[str]]:
+    """The captions that each reader gives in one epoch."""
+    return [captions_of(pairs.read_epoch(epoch, reader, num_readers)) for reader in range(num_readers)]
+
+
+def skipped(pairs) -> dict[str, int]:
+    totals = pairs.counts.totals()
+    return {n.removeprefix("skipped_"): c for n, c in totals.items() if n.startswith("skipped_") and c > 0}
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> tuple[str, set[str]]:
+    return write_shards(tmp_path_factory.mktemp("uneven"), [1, 40, 7, 23, 12, 30, 2])
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory) -> tuple[str, set[str]]:
+    folder = tmp_path_factory.mktemp("parquet")
+    captions = [f"row {number}" for number in range(50)]
+    rows = Dataset.from_list([{"image": {"bytes": PICTURE, "path": None}, "caption": c} for c in captions])
+    rows = rows.cast_column("image", ImageFeature())
+    for shard in range(5):
+        rows.shard(5, shard).to_parquet(folder / f"train-{shard}.parquet")
+    return str(folder), set(captions)
+
+
+def open_source(source: str, uneven, parquet, tmp_path) -> tuple[PairStream, set[str]]:
+    if source == "tar":
+        return stream(uneven[0]), uneven[1]
+    if source == "parquet":
+        return stream(parquet[0], streaming=True), parquet[1]
+    captions = {f"row {number}" for number in range(50)}
+    rows = [{"image": {"bytes": PICTURE, "path": None}, "caption": caption} for caption in sorted(captions)]
+    return stream(write_dataset(tmp_path / "on_disk", rows), streaming=True), captions
+
+
+# Every pair once
+
+
+@pytest.mark.parametrize("source", ["tar", "parquet", "save_to_disk"])
+def test_an_epoch_gives_every_pair_once_to_one_reader(source, uneven, parquet, tmp_path):
+    pairs, captions = open_source(source, uneven, parquet, tmp_path)
+    orders = []
+    for epoch in (0, 1):
+        parts = epoch_of(pairs, epoch, num_readers=4)
+        assert all(parts)
+        assert Counter(sum(parts, [])) == Counter(captions)
+        orders.append(parts)
+    assert orders[0] != orders[1]
+    assert epoch_of(pairs, 0, num_readers=4) == orders[0]
+
+
+def test_worker_processes_read_epoch_after_epoch(uneven, monkeypatch):
+    pattern, captions = uneven
+    # The workers are forked and inherit an end after three epochs.
+    monkeypatch.setattr(training_data, "count", lambda: range(3))
+    loader = DataLoader(stream(pattern), batch_size=16, num_workers=2, collate_fn=list)
+    assert Counter(captions_of(pair for batch in loader for pair in batch)) == Counter([*captions] * 3)
+
+
+def test_the_order_depends_on_the_seed_alone_and_can_be_skipped(uneven):
+    def loader(seed):
+        return DataLoader(stream(uneven[0], seed), batch_size=8, num_workers=2, collate_fn=captions_of)
+
+    batches = list(islice(loader(0), 40))  # 320 of 115 pairs: beyond an epoch
+    assert list(islice(loader(0), 40)) == batches
+    assert list(islice(loader(1), 40)) != batches
+    assert list(islice(skip_first_batches(loader(0), 25), 15)) == batches[25:]
+
+
+def test_the_buffer_mixes_shards(uneven):
+    shard_order = [caption.split("p")[0] for caption in epoch_of(stream(uneven[0]))[0]]
+    changes = sum(a != b for a, b in zip(shard_order, shard_order[1:], strict=False))
+    assert changes > 20  # 6 if shards were read one after the other
+
+
+def test_more_readers_than_shards_are_refused(uneven):
+    with pytest.raises(ValueError, match="7 shards for 8 readers"):
+        next(iter(PairStream(TarShards(uneven[0]), "image", "caption", DataCounts(0.1), 1, 0, num_processes=8)))
+    with pytest.raises(ValueError, match="7 shards for 10 readers"):
+        next(iter(DataLoader(stream(uneven[0]), num_workers=10, collate_fn=list)))
+
+
+# Tar shards
+
+
+def test_shards_by_pipe_and_by_url(uneven, tmp_path):
+    pattern, captions = uneven
+    assert set(epoch_of(stream(f"pipe:cat {pattern}"))[0]) == captions
+    if shutil.which("curl") is None:
+        pytest.skip("webdataset reads URLs by curl")
+    handler = functools.partial(QuietHandler, directory=pattern.rsplit("/", 1)[0])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/{pattern.rsplit('/', 1)[1]}"
+        assert set(epoch_of(stream(url))[0]) == captions
+    finally:
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_captions_of_the_json_file(tmp_path):
+    members = [
+        ("a.jpg", encode(form="JPEG")),
+        ("a.txt", b"short"),
+        ("a.json", b'{"texts": ["one", "two"], "width": 8}'),
+    ]
+    write_tar(tmp_path / "0.tar", [*members, ("b.jpg", PICTURE), ("b.json", b"{broken")])
+    pairs = stream(str(tmp_path / "0.tar"), caption_column="texts", max_broken_fraction=1)
+    assert [pair["texts"] for pair in pairs.read_epoch(0, 0, 1)] == [["one", "two"]]
+    assert skipped(pairs) == {"missing_caption": 1}
+    assert epoch_of(stream(str(tmp_path / "0.tar"))) == [["short"]]
+
+
+# Broken data
+
+
+def test_each_broken_pair_is_skipped_and_counted_by_its_reason(tmp_path, caplog):
+    members = [*pair("good"), *pair("cut", BROKEN), *pair("empty", b""), *pair("text", b"no picture")]
+    members += [
+        *pair("blank", caption=" \n"),
+        ("no_caption.png", PICTURE),
+        ("no_picture.txt", b"words"),
+        *pair("last"),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    pairs = stream(str(tmp_path / "0.tar"))
+    assert sorted(epoch_of(pairs)[0]) == ["good", "last"]
+    assert skipped(pairs) == {"undecodable_image": 3, "missing_caption": 2, "missing_image": 1}
+    assert pairs.counts.totals()["pairs_read"] == 8
+    assert f"cut of {tmp_path}/0.tar: undecodable_image" in caplog.text
+
+
+@pytest.mark.parametrize("member", ["png", "txt"])
+def test_a_truncated_shard_loses_only_what_is_cut_off(tmp_path, member):
+    pattern, captions = write_shards(tmp_path, [6, 6, 6])
+    with tarfile.open(tmp_path / "1.tar") as tar:
+        end = tar.getmember(f"s1p3.{member}").offset_data + 2  # within the fourth pair
+    content = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(content[:end])
+    pairs = stream(pattern)
+    assert set(epoch_of(pairs)[0]) == captions - {"s1p3", "s1p4", "s1p5"}
+    assert skipped(pairs) == {"unreadable_shard": 1}
+
+
+def test_shards_that_cannot_be_opened_are_skipped_up_to_a_share(tmp_path):
+    _, captions = write_shards(tmp_path, [3] * 12)
+    (tmp_path / "4.tar").unlink()
+    pattern = f"pipe:cat {tmp_path}/{{0..11}}.tar 2> /dev/null"
+    pairs = stream(pattern)
+    assert set(epoch_of(pairs)[0]) == captions - {"s4p0", "s4p1", "s4p2"}
+    assert skipped(pairs) == {"unreadable_shard": 1}
+    for shard in (0, 2):
+        (tmp_path / f"{shard}.tar").unlink()
+    with pytest.raises(ValueError, match="of 1. shards are broken, more than max_broken_fraction=0.1"):
+        list(islice(stream(pattern), 80))
+
+
+def test_too_many_broken_pairs_stop_the_run_from_within_a_worker(tmp_path):
+    for shard in range(2):
+        members = [pair(f"s{shard}p{number}", BROKEN if number % 5 == 0 else PICTURE) for number in range(200)]
+        write_tar(tmp_path / f"{shard}.tar", sum(members, []))
+    with pytest.raises(ValueError, match="pairs are broken, more than max_broken_fraction=0.1; {'skipped_undecod"):
+        list(islice(DataLoader(stream(f"{tmp_path}/{{0..1}}.tar"), num_workers=2, collate_fn=list), 800))
+    pairs = stream(f"{tmp_path}/{{0..1}}.tar", max_broken_fraction=0.3)
+    assert len(epoch_of(pairs)[0]) == 320
+    assert skipped(pairs) == {"undecodable_image": 80}
+
+
+def test_nothing_but_broken_pairs_ends_with_an_error(tmp_path):
+    write_tar(tmp_path / "0.tar", pair("a", BROKEN))
+    with pytest.raises(ValueError, match="an epoch ended without a pair"):
+        next(iter(stream(str(tmp_path / "0.tar"))))
+
+
+def broken_rows(num_rows: int, broken: set[int]) -> list[dict]:
+    rows = [
+        {"image": {"bytes": PICTURE, "path": None}, "caption": f"row {n}", "group": n // 2} for n in range(num_rows)
+    ]
+    for number in broken:
+        rows[number]["image"]["bytes"] = BROKEN
+    return rows
+
+
+def test_the_next_valid_row_takes_the_place_of_a_broken_one(tmp_path):
+    rows = broken_rows(10, {2, 3, 9})
+    rows[5]["caption"] = None
+    pairs = load_train_dataset(DataArguments(dataset=write_dataset(tmp_path / "data", rows)))
+    assert captions_of(pairs.__getitems__([2, 4, 9, 5])) == ["row 6", "row 4", "row 0", "row 7"]
+    assert skipped(pairs) == {"undecodable_image": 3, "missing_caption": 1}
+    assert captions_of([pairs[3]]) == ["row 4"]
+
+
+def test_a_row_in_the_place_of_a_broken_one_is_distinct(tmp_path):
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "data", broken_rows(8, {0})), distinct_column="group")
+    pairs = load_train_dataset(arguments)
+    assert captions_of(pairs.__getitems__([0, 2])) == ["row 4", "row 2"]  # groups 0 and 1 are taken
+    assert list(pairs["group"]) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_too_many_broken_rows_stop_the_run(tmp_path):
+    data = write_dataset(tmp_path / "data", broken_rows(600, set(range(0, 600, 5))))
+    pairs = load_train_dataset(DataArguments(dataset=data))
+    with pytest.raises(ValueError, match="pairs are broken, more than max_broken_fraction=0.1"):
+        list(DataLoader(pairs, batch_size=10, num_workers=2, collate_fn=list))
+    pairs = load_train_dataset(DataArguments(dataset=data, max_broken_fraction=0.5))
+    batches = list(DataLoader(pairs, batch_size=10, num_workers=2, collate_fn=list))
+    assert [len(batch) for batch in batches] == [10] * 60
+    assert skipped(pairs) == {"undecodable_image": 240}  # two of each batch, and a third one on the way from either
+
+
+def test_broken_captions_of_several_are_left_out(tmp_path):
+    rows = [
+        {"image": {"bytes": PICTURE, "path": None}, "caption": c} for c in (["a", None, " "], [None], [], ["b", "c"])
+    ]
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "data", rows), max_broken_fraction=1)
+    pairs = load_train_dataset(arguments)
+    assert [pair["caption"] for pair in pairs.__getitems__([0, 3])] == [["a"], ["b", "c"]]
+    with pytest.raises(ValueError, match="row 1 cannot be used, and there is no other"):
+        pairs.__getitems__([0, 1, 2, 3])
+
+
+def test_pictures_without_a_range_are_broken():
+    counts = DataCounts(1.0)
+    file = io.BytesIO()
+    Image.new("F", (8, 8)).save(file, "TIFF")
+    assert counts.make_pair({"image": file.getvalue(), "caption": "a"}, "image", "caption", "here") is None
+    assert counts.totals()["skipped_undecodable_image"] == 1
+
+
+# Errors before anything is read
+
+
+@pytest.fixture(scope="module")
+def one_row(tmp_path_factory) -> str:
+    row = {"image": {"bytes": PICTURE, "path": None}, "caption": "a", "number": 1, "numbers": [1]}
+    return write_dataset(tmp_path_factory.mktemp("one_row") / "data", [row])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dataset": "nowhere/{000..003}.tar"}, "names 4 tar shards, 4 of which do not exist"),
+        ({"dataset": "nowhere"}, "'nowhere' is no data set on disk"),
+        ({"split": "test"}, "split='test' is not in"),
+        ({"config_name": "main"}, "was written by save_to_disk"),
+        ({"caption_column": "text"}, "caption_column='text' is no column"),
+        ({"streaming": True, "image_column": "picture"}, "image_column='picture' is no column"),
+        ({"image_column": "number"}, "must hold pictures, their bytes or paths, it holds"),
+        ({"distinct_column": "concept"}, "distinct_column='concept' is no column"),
+        ({"dataset": "0.tar", "distinct_column": "group"}, "needs rows to choose from, not a stream"),
+        ({"dataset": "0.tar", "image_column": "jpg"}, "image_column must be 'image' with tar shards"),
+        ({"dataset": "0.tar", "eval_split": "test"}, "tar shards have no splits"),
+        ({"eval_dataset": "elsewhere"}, "needs eval_split"),
+        ({"augment_on_device": True}, "augment_on_device needs augmentation"),
+        ({"max_broken_fraction": 1.5}, "max_broken_fraction must be from 0 to 1"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1"),
+    ],
+)
+def test_bad_data_arguments_are_refused(one_row, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_train_dataset(DataArguments(**{"dataset": one_row, **changes}))
+
+
+def test_an_empty_data_set_is_refused(tmp_path):
+    Dataset.from_dict({"image": [PICTURE], "caption": ["a"]}).select([]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="corresponds to no data"):
+        load_train_dataset(DataArguments(dataset=str(tmp_path)))
+    with pytest.raises(ValueError, match="an epoch ended without a pair"):
+        next(iter(stream(str(tmp_path), streaming=True)))
+
+
+def test_captions_that_are_no_strings_are_refused(one_row):
+    for column in ("number", "numbers"):
+        pairs = load_train_dataset(DataArguments(dataset=one_row, caption_column=column))
+        with pytest.raises(ValueError, match=f"caption_column='{column}' must hold strings"):
+            pairs[0]
+
+
+def test_evaluation_takes_the_first_caption_and_refuses_none(tmp_path):
+    rows = [{"image": {"bytes": PICTURE, "path": None}, "caption": ["a", "b"]}]
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "data", rows), eval_split="train")
+    row = load_eval_dataset(arguments)[0]
+    assert row["caption"] == "a" and row["image"].size == (8, 8)
+    rows[0]["caption"] = []
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "none", rows), eval_split="train")
+    with pytest.raises(ValueError, match="eval_split='train' must hold rows, each with a caption"):
+        load_eval_dataset(arguments)
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (30, 30)])
+def test_crops_have_the_area_and_shape_that_is_asked_for(size):
+    crop, random = RandomResizedCrop([16, 16], scale=[0.2, 1.0]), np.random.default_rng(0)
+    boxes = np.array([crop.draw_box(*size, random) for _ in range(500)])
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all() and (top >= 0).all() and (right <= size[0]).all() and (bottom <= size[1]).all()
+    areas, ratios = (right - left) * (bottom - top) / (size[0] * size[1]), (right - left) / (bottom - top)
+    assert 0.2 <= areas.min() < 0.25 and 0.85 < areas.max() <= 1
+    assert 3 / 4 <= ratios.min() < 0.8 and 1.25 < ratios.max() <= 4 / 3
+
+
+def test_a_picture_too_long_for_any_crop_is_cut_centrally():
+    crop = RandomResizedCrop([16, 16], scale=[0.9, 1.0])
+    assert crop.draw_box(1000, 100, np.random.default_rng(0)) == pytest.approx((500 - 200 / 3, 0, 500 + 200 / 3, 100))
+
+
+def test_a_crop_of_all_is_a_resize(tiny_processor):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    crop = RandomResizedCrop([32, 32], scale=[1.0, 1.0], ratio=[1.0, 1.0])
+    resized = picture.resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(crop(picture, np.random.default_rng(0)), resized)
+    plain = tiny_processor(images=[picture], return_tensors="pt")["pixel_values"]
+    augmentation = Augmentation(
+        {"RandomResizedCrop": {"size": [32, 32], "scale": [1, 1], "ratio": [1, 1]}}, tiny_processor.image_processor
+    )
+    # Rescaling by 1 / 255 and division by 255 differ in the last bit of float32.
+    torch.testing.assert_close(augmentation.vary(augmentation.cut([picture], 0), 0), plain, rtol=0, atol=1e-6)
+
+
+def noise(*sizes: tuple[int, int]) -> list[dict]:
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    return [{"image": picture, "caption": ["one", "two words"]} for picture in pictures]
+
+
+def test_the_recipe_takes_pictures_of_any_size_and_follows_torchs_generator(tiny_processor):
+    collator, rows = ContrastiveCollator(tiny_processor, "image", "caption", MOCO), noise((40, 50), (64, 33), (20, 20))
+
+    def pixels(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return collator(rows)["pixel_values"]
+
+    assert pixels(0).shape == (3, 3, 32, 32)
+    assert torch.equal(pixels(0), pixels(0))
+    assert not torch.equal(pixels(0), pixels(1))
+
+
+def test_augmentation_leaves_the_generator_where_it_was(tiny_processor):
+    augmentation = Augmentation(MOCO, tiny_processor.image_processor)
+    before = torch.get_rng_state()
+    augmentation.vary(augmentation.cut([row["image"] for row in noise((40, 40))], 1), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_augmentation_on_the_device_equals_that_of_the_workers(tiny_processor):
+    rows = noise((40, 50), (64, 33), (20, 20))
+    torch.manual_seed(0)
+    expected = ContrastiveCollator(tiny_processor, "image", "caption", MOCO)(rows)["pixel_values"]
+    torch.manual_seed(0)
+    collator = ContrastiveCollator(tiny_processor, "image", "caption", MOCO, augment_on_device=True)
+    inputs = collator(rows)
+    assert inputs["pixel_values"].dtype == torch.uint8
+    assert torch.equal(collator.augmentation.vary(inputs["pixel_values"], inputs["augmentation_seed"]), expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation, message",
+    [
+        ({"RandomFlip": {}}, "'RandomFlip', which is no class of kornia.augmentation"),
+        ({"RandomHorizontalFlip": {"prob": 0.5}}, "RandomHorizontalFlip does not take {'prob': 0.5}"),
+        ({"RandomResizedCrop": {"size": [32, 32], "scales": [1, 1]}}, "RandomResizedCrop does not take"),
+        ({"RandomResizedCrop": {"size": [32, 32], "scale": [1.0, 0.2]}}, "scale must rise within"),
+        ({"RandomResizedCrop": {"size": 32}}, "RandomResizedCrop does not take"),
+    ],
+)
+def test_bad_augmentation_is_refused(tiny_processor, augmentation, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(augmentation, tiny_processor.image_processor)
+
+
+def test_pictures_that_stay_of_several_sizes_are_refused(tiny_processor):
+    collator = ContrastiveCollator(tiny_processor, "image", "caption", {"RandomHorizontalFlip": {}})
+    with pytest.raises(ValueError, match="must begin with RandomResizedCrop"):
+        collator(noise((32, 32), (40, 40)))
+
+
+# Synthetic pairs
+
+
+def test_synthetic_pairs_are_as_many_as_asked_for_and_broken_as_asked_for(tmp_path):
+    make_synthetic_pairs(
+        SyntheticPairsArguments(str(tmp_path), num_pairs=50, pairs_per_shard=20, broken_fraction=0.1, image_size=32)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00001.tar", "00002.tar"]
+    pairs = stream(f"{tmp_path}/{{00000..00002}}.tar", max_broken_fraction=1)
+    first = next(pairs.read_epoch(0, 0, 1))
+    assert first["image"].size == (32, 32) and len(first["caption"][0].split()) == 5
+    assert len(epoch_of(pairs)[0]) == 45
