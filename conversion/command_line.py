@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi
 from transformers import HfArgumentParser
 
 
@@ -63,10 +62,3 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def push_folder(path: str | Path, repo_id: str) -> None:
-    """Uploads a finished folder to a model repository on the Hub, which is created if it does not exist."""
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="model", exist_ok=True)
-    api.upload_folder(repo_id=repo_id, repo_type="model", folder_path=path)

@@ -15,10 +15,11 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedModel, Swinv2Config
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
+from modeling_fdt.hub import push_folder, write_model_card
 
-from .command_line import new_folder, push_folder, run
+from .command_line import new_folder, run
 from .key_map import TEXT_PROJECTION_BIAS, check_tensors, dropped_names, key_map, to_ours
-from .model_card import write_model_card
+from .model_card import describe_conversion
 from .original_checkpoint import OriginalCheckpoint, read_original_checkpoint
 from .original_config import (
     END_TOKEN_ID,
@@ -234,16 +235,16 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
             logger.info("verified; largest relative differences: %s", {k: f"{v:.1g}" for k, v in differences.items()})
         write_model_card(
             folder,
-            "model_card_converted.md",
+            title=f"{config.model_type}, converted from the original implementation",
+            repo_id=arguments.push_to_hub,
             licence="apache-2.0",
-            model_type=config.model_type,
-            codebook=config.codebook,
-            temperature=config.temperature.at(checkpoint.last_iter) if config.temperature else None,
-            context_length=config.text.context_length,
-            last_iter=checkpoint.last_iter,
-            checkpoint_name=Path(arguments.checkpoint).name,
-            checkpoint_sha256=_sha256(arguments.checkpoint),
-            differences=differences,
+            origin=describe_conversion(
+                config,
+                name=Path(arguments.checkpoint).name,
+                sha256=_sha256(arguments.checkpoint),
+                last_iter=checkpoint.last_iter,
+                differences=differences,
+            ),
         )
     logger.info("wrote %s", arguments.output_dir)
     if arguments.push_to_hub:

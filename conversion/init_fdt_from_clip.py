@@ -20,9 +20,10 @@ from sklearn.cluster import MiniBatchKMeans
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
 from modeling_fdt import FDTModel, FDTProcessor
+from modeling_fdt.hub import push_folder, write_model_card
 
-from .command_line import new_folder, push_folder, run
-from .model_card import write_model_card
+from .command_line import new_folder, run
+from .model_card import describe_warm_start
 from .open_clip import is_open_clip, load_open_clip_towers, open_clip_image_processor
 
 
@@ -218,15 +219,13 @@ def init_fdt_from_clip(arguments: WarmStartArguments) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         is_local = Path(arguments.clip).exists()
+        name = Path(arguments.clip).name if is_local else arguments.clip
         write_model_card(
             folder,
-            "model_card_warm_start.md",
+            title=f"FDT, started from {name}",
+            repo_id=arguments.push_to_hub,
             base_model=None if is_local else arguments.clip,
-            clip=Path(arguments.clip).name if is_local else arguments.clip,
-            tower_types=f"{model.config.vision_config.model_type}, {model.config.text_config.model_type}",
-            codebook_size=arguments.codebook_size,
-            codebook_dim=arguments.codebook_dim,
-            codebook_origin=codebook_origin,
+            origin=describe_warm_start(name, codebook_origin),
         )
     logger.info("wrote %s", arguments.output_dir)
     if arguments.push_to_hub:

@@ -3,15 +3,19 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForTextEncoding,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
 )
 
+# transformers 5.17 guards the name in its own namespace by torchvision, which the class does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
 from .configuration_fdt import FDTConfig
+from .explanation_fdt import FDTExplanation
 from .grounding import FDTGrounding, pooled_grounding_scores, sparsemax
 from .image_processing_fdt import FDTImageProcessor
 from .modeling_fdt import (
@@ -32,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FDTConfig",
+    "FDTExplanation",
     "FDTForImageClassification",
     "FDTGrounding",
     "FDTImageProcessor",
@@ -52,6 +57,7 @@ AutoConfig.register(FDTConfig.model_type, FDTConfig)
 AutoModel.register(FDTConfig, FDTModel)
 AutoModelForZeroShotImageClassification.register(FDTConfig, FDTModel)
 AutoModelForImageClassification.register(FDTConfig, FDTForImageClassification)
+AutoModelForTextEncoding.register(FDTConfig, FDTTextModel)
 AutoImageProcessor.register(FDTConfig, FDTImageProcessor)
 AutoTokenizer.register(FDTConfig, FDTTokenizer)
 AutoProcessor.register(FDTConfig, FDTProcessor)

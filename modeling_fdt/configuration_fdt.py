@@ -9,11 +9,26 @@ from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 
-# The original's vocabulary: CLIP's byte-pair table, `<|mask|>`, start and end token; padding shares id 0 with `!`.
-_CLIP_TEXT_DEFAULTS = {"vocab_size": 49409, "pad_token_id": 0, "bos_token_id": 49407, "eos_token_id": 49408}
+# What completes a tower's `dict` without `model_type`. The vocabulary is the original's: CLIP's byte-pair table,
+# `<|mask|>`, start and end token; padding shares id 0 with `!`.
+_TOWER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vision_config": {"model_type": "clip_vision_model"},
+    "text_config": {
+        **{"model_type": "clip_text_model", "vocab_size": 49409},
+        **{"pad_token_id": 0, "bos_token_id": 49407, "eos_token_id": 49408},
+    },
+}
+
+# Where the Auto classes find their class when a model's folder or repository brings this code along.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_fdt.FDTConfig",
+    "AutoModel": "modeling_fdt.FDTModel",
+    "AutoModelForImageClassification": "modeling_fdt.FDTForImageClassification",
+    "AutoModelForTextEncoding": "modeling_fdt.FDTTextModel",
+    "AutoModelForZeroShotImageClassification": "modeling_fdt.FDTModel",
+}
 
 # Names that transformers itself reads from a configuration although they are fields of no class.
 _TRANSFORMERS_NAMES = {
@@ -114,12 +129,7 @@ class FDTConfig(PreTrainedConfig):
     """
 
     model_type = "fdt"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(
-            config_class=AutoConfig, model_type="clip_text_model", init_kwargs=_CLIP_TEXT_DEFAULTS
-        ),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     attribute_map = {"projection_dim": "codebook_dim"}
     # What Trainer gathers in evaluation are the embeddings, from which every metric follows.
     keys_to_ignore_at_inference = [
@@ -163,26 +173,28 @@ class FDTConfig(PreTrainedConfig):
         is_hand_written = self.transformers_version is None
         if is_hand_written:
             _refuse_unknown_names(kwargs, type(self), type(self).__name__)
-        for name in self.sub_configs_defaults:
+        for name in self.sub_configs:
             setattr(self, name, self._build_tower_config(name, is_hand_written))
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
 
     def _build_tower_config(self, name: str, is_hand_written: bool) -> PreTrainedConfig:
-        specification, config = self.sub_configs_defaults[name], getattr(self, name)
+        config = getattr(self, name)
         if not isinstance(config, dict | PreTrainedConfig | None):
             raise ValueError(f"`{name}` must be a configuration, a dict or None, got {config!r}.")
-        if isinstance(config, dict):
-            model_type = config.get("model_type", specification.model_type)
+        if not isinstance(config, PreTrainedConfig):
+            config = dict(config or {})
+            if "model_type" not in config:
+                config = {**_TOWER_DEFAULTS[name], **config}
+            model_type = config.pop("model_type")
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"`{name}` has `model_type` {model_type!r}, which transformers does not know.")
+            config_class = CONFIG_MAPPING[model_type]
             if is_hand_written:
-                _refuse_unknown_names(config, CONFIG_MAPPING[model_type], f"`{name}` ({model_type})")
-            if "model_type" not in config:
-                config = {**specification.init_kwargs, **config}
-        try:
-            config, _ = specification.create_subconfig(name, config)
-        except StrictDataclassError as error:
-            raise ValueError(f"`{name}` is refused by transformers. {error}") from error
+                _refuse_unknown_names(config, config_class, f"`{name}` ({model_type})")
+            try:
+                config = config_class(**config)
+            except StrictDataclassError as error:
+                raise ValueError(f"`{name}` is refused by transformers. {error}") from error
         if not hasattr(config, "hidden_size") and not hasattr(config, "hidden_sizes"):
             raise ValueError(
                 f"`{name}` must be the configuration of a single tower with a `hidden_size` or `hidden_sizes`, "
@@ -219,5 +231,8 @@ class FDTConfig(PreTrainedConfig):
         }
         return cls(vision_config=vision_config, **kwargs)
 
+
+# Saved objects of these classes bring their code along, so that `trust_remote_code=True` loads them anywhere.
+FDTConfig.register_for_auto_class()
 
 __all__ = ["FDTConfig"]

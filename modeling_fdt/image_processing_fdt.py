@@ -67,6 +67,9 @@ class FDTImageProcessor(PilBackend):
         """One picture as an array of shape (channels, height, width)."""
         if isinstance(image, Image.Image):
             image = _upright_8_bit(image)
+            if do_convert_rgb and image.has_transparency_data:  # not all releases of transformers lay it on white
+                background = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         if do_convert_rgb and image.shape[0] == 1:
             image = np.repeat(image, 3, axis=0)
@@ -101,5 +104,8 @@ def _upright_8_bit(image: Image.Image) -> Image.Image:
         raise ValueError(f"an image of mode {image.mode!r} has no defined range; pass 8-bit or 16-bit values.")
     return image
 
+
+# What is saved brings this code along.
+FDTImageProcessor.register_for_auto_class()
 
 __all__ = ["FDTImageProcessor"]

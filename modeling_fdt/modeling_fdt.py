@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_fdt import FDTConfig, get_context_length, get_hidden_size
+from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
 
 
@@ -69,8 +70,8 @@ class FDTOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, *optional*):
             Symmetric InfoNCE over all pairs of the batch; in training on several processes, of the global batch.
         logits_per_image (`torch.Tensor` of shape `(image_batch_size, text_batch_size)`):
-            Cosine similarities of images (rows) and captions times `exp(logit_scale)`. In training on several
-            processes, those of the global batch.
+            Cosine similarities of images (rows) and captions times `exp(logit_scale)`. Where the loss is asked for
+            in training on several processes, those of the global batch.
         logits_per_text (`torch.Tensor` of shape `(text_batch_size, image_batch_size)`): the transpose.
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             The weighted sums of codes, of L2 norm 1.
@@ -427,7 +428,8 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             position_ids, token_type_ids (`torch.LongTensor`, *optional*): for text towers that take them.
             return_loss (`bool`, defaults to `True`):
                 Whether to return the contrastive loss; image i and caption i are a pair. In evaluation, where there
-                are not as many images as captions, there are no pairs and the loss is None.
+                are not as many images as captions, there are no pairs and the loss is None. Without it no process
+                waits for another, in training neither.
             interpolate_pos_encoding (`bool`, defaults to `False`):
                 Whether the image tower stretches its position embeddings to the images' size.
             kwargs: for both towers, e.g. `output_attentions`, `output_hidden_states`.
@@ -437,7 +439,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
 
         Raises:
             ValueError: neither images nor captions are given, a shape is wrong, or in training the numbers of images
-                and captions differ.
+                and captions differ, on one process or from one process to the other.
         """
         if pixel_values is None and input_ids is None:
             raise ValueError("FDTModel needs `pixel_values`, `input_ids` or both, got neither.")
@@ -452,11 +454,12 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
 
         logits_per_image = loss = None
         if pixel_values is not None and input_ids is not None:
-            self._check_pairs(len(pixel_values), len(input_ids))
-            image_embeds = gather_global_batch(image_output.image_embeds, self.training)
-            text_embeds = gather_global_batch(text_output.text_embeds, self.training)
-            logit_scale = self._capped_logit_scale().to(image_embeds.device)
-            logits_per_image = logit_scale * image_embeds @ text_embeds.to(image_embeds.device).T
+            image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
+            if self.training and return_loss:
+                image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
+            logits_per_image = contrastive_logits(
+                image_embeds, text_embeds, self.logit_scale, self.config.logit_scale_max
+            )
             if return_loss and len(image_embeds) == len(text_embeds):
                 loss = contrastive_loss(logits_per_image)
 
@@ -472,16 +475,40 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_model_output=None if input_ids is None else text_output,
         )
 
-    def _check_pairs(self, num_images: int, num_texts: int) -> None:
-        # Before embeddings are gathered: a process that stops within a collective call leaves the others hanging.
-        if self.training and num_images != num_texts:
-            raise ValueError(f"Training needs as many captions as images, got {num_texts} and {num_images}.")
+    @torch.no_grad()
+    def explain(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        top_k: int | None = 8,
+        codes: list[int] | torch.LongTensor | None = None,
+        **kwargs,
+    ) -> FDTExplanation:
+        r"""
+        Tell which codes are active in images, captions or both, where, and what they add to the logits.
 
-    def _capped_logit_scale(self) -> torch.Tensor:
-        # The cap does not stop the gradient, so a parameter above it can come down again.
-        logit_scale = self.logit_scale
-        excess = (logit_scale - self.config.logit_scale_max).clamp(min=0).detach()
-        return (logit_scale - excess).exp()
+        Args:
+            input_ids, pixel_values, attention_mask, kwargs: as for [`~FDTModel.forward`].
+            top_k (`int`, *optional*, defaults to 8):
+                How many codes to return for each image and each caption, those with the largest weights. None returns
+                as many as are active in some row, so that contributions sum to the logits.
+            codes (list or tensor of `int`, *optional*):
+                Return these codes instead, whether active or not. Scores at patches and tokens are computed for
+                returned codes only.
+
+        Returns:
+            [`FDTExplanation`]; [`FDTProcessor.post_process_image_explanation`] and
+            [`FDTProcessor.post_process_text_explanation`] turn it into heat maps and words.
+
+        Raises:
+            ValueError: the model is in training mode, `top_k` or `codes` is out of range, or as `forward` does.
+        """
+        if self.training:
+            raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
+        kwargs.update(return_dict=True, return_loss=False)
+        outputs = self(input_ids, pixel_values, attention_mask, **kwargs)
+        return explain_outputs(self, outputs, pixel_values, attention_mask, top_k, codes)
 
 
 class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
@@ -535,6 +562,28 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
         )
 
 
+def contrastive_logits(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, logit_scale_max: float
+) -> torch.Tensor:
+    r"""
+    Cosine similarities times a factor, `exp(min(logit_scale, logit_scale_max))`.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(image_batch_size, dim)`): of L2 norm 1.
+        text_embeds (`torch.Tensor` of shape `(text_batch_size, dim)`): of L2 norm 1.
+        logit_scale (`torch.Tensor` of shape `()`): natural logarithm of the factor.
+        logit_scale_max (`float`):
+            The largest `logit_scale` that takes effect. The cap does not stop the gradient, so a parameter above it
+            can come down again.
+
+    Returns:
+        `torch.Tensor` of shape `(image_batch_size, text_batch_size)`: logits per image.
+    """
+    device = image_embeds.device
+    excess = (logit_scale - logit_scale_max).clamp(min=0).detach()
+    return (logit_scale - excess).exp().to(device) * image_embeds @ text_embeds.to(device).T
+
+
 def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
     r"""
     Symmetric InfoNCE: the mean of two cross-entropies, of images among captions and of captions among images.
@@ -567,19 +616,37 @@ class _GatherWithGradient(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_global_batch(embeds: torch.Tensor, is_training: bool) -> torch.Tensor:
+def gather_global_batch(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    In training on several processes, the embeddings of all of them, with gradients; else `embeds` as they are.
+    The embeddings of all processes, with gradients; on one process those given. Pair i is image i and caption i.
 
     Args:
-        embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`): this process's; all have the same batch size.
-        is_training (`bool`): whether to gather. Evaluation makes no collective call.
+        image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, dim)`): this process's pairs.
 
     Returns:
-        `torch.Tensor` of shape `(world_size * batch_size, codebook_dim)`, ordered by rank.
+        Two `torch.Tensor` of shape `(world_size * batch_size, dim)`, ordered by rank.
+
+    Raises:
+        ValueError: there are not as many captions as images, or not as many pairs as on another process. Every process
+            raises it, so none is left waiting.
     """
+    sizes = [[len(image_embeds), len(text_embeds)]]
     is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return _GatherWithGradient.apply(embeds) if is_training and is_distributed else embeds
+    if is_distributed:
+        local = torch.tensor(sizes[0], device=image_embeds.device)
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local)
+        sizes = torch.stack(gathered).tolist()
+    for rank, (num_images, num_texts) in enumerate(sizes):
+        if num_images != num_texts:
+            raise ValueError(
+                f"Training needs as many captions as images, got {num_texts} and {num_images} on process {rank}."
+            )
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(f"Training needs as many pairs on every process, got {[size for size, _ in sizes]}.")
+    if not is_distributed:
+        return image_embeds, text_embeds
+    return _GatherWithGradient.apply(image_embeds), _GatherWithGradient.apply(text_embeds)
 
 
 def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
@@ -594,6 +661,11 @@ def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
         raise ValueError(f"{model!r} lacks weights of its {half.removesuffix('_config')} tower: {missing[:5]}, ...")
     return tower
 
+
+# What is saved brings this code along; a folder of one half alone is what AutoModel then loads.
+for _model_class in (FDTModel, FDTTextModel, FDTVisionModel):
+    _model_class.register_for_auto_class("AutoModel")
+FDTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = [
     "FDTForImageClassification",

@@ -1,9 +1,12 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of FDT models: pictures and captions to model inputs."""
+"""Processor of FDT models: pictures and captions to model inputs, and explanations back to pictures and words."""
 
+import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
+
+from .explanation_fdt import FDTExplanation, resample_heat_maps
 
 
 class FDTProcessorKwargs(ProcessingKwargs, total=False):
@@ -55,12 +58,148 @@ class FDTProcessor(ProcessorMixin):
                 raise ValueError(f"`text` must be a string or a list of at least one string, got {text!r}.")
             if not all(isinstance(caption, str) for caption in captions):
                 raise ValueError(f"every caption must be a string, got {[type(c).__name__ for c in captions]}.")
-        known = {"text_kwargs", "images_kwargs", "common_kwargs", "return_tensors"}
+        # Generic callers such as sentence-transformers pass the options of every modality there is.
+        known = {f"{group}_kwargs" for group in ("text", "images", "audio", "videos", "common")} | {"return_tensors"}
         known |= set(TextKwargs.__annotations__) | set(ImagesKwargs.__annotations__)
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ValueError(f"FDTProcessor has no option {unknown}; its options are {sorted(known)}.")
         return super().__call__(images=images, text=text, **kwargs)
 
+    def get_crop_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+        r"""
+        What part of a picture the model sees, after the image processor's resizing and central crop.
+
+        Args:
+            image_size (`tuple[int, int]`): height and width of the picture, in pixels.
+
+        Returns:
+            Left, top, right and bottom in pixels of the picture; beyond its edges where it is padded.
+        """
+        options = self.image_processor
+        height, width = image_size
+        if not options.do_resize:
+            resized = (height, width)
+        elif options.size.get("shortest_edge"):
+            edge, short = options.size["shortest_edge"], min(height, width)
+            resized = tuple(int(edge * side / short) for side in (height, width))
+        else:
+            resized = (options.size["height"], options.size["width"])
+        crop = resized
+        if getattr(options, "do_center_crop", False):
+            crop = (options.crop_size["height"], options.crop_size["width"])
+        top, left = round((resized[0] - crop[0]) / 2), round((resized[1] - crop[1]) / 2)
+        scale_y, scale_x = height / resized[0], width / resized[1]
+        return left * scale_x, top * scale_y, (left + crop[1]) * scale_x, (top + crop[0]) * scale_y
+
+    def post_process_image_explanation(
+        self, outputs: FDTExplanation, target_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, torch.Tensor]]:
+        r"""
+        Lay the scores at patches over the original pictures.
+
+        Args:
+            outputs ([`FDTExplanation`]): what [`FDTModel.explain`] returned.
+            target_sizes (`list[tuple[int, int]]`): height and width of every original picture.
+
+        Returns:
+            For every picture a `dict` of its codes with a weight above 0: `codes` and `weights` of shape
+            `(num_codes,)`, `heat_maps` of shape `(num_codes, height, width)` (NaN outside the crop that the model
+            sees), and `boxes` of shape `(num_codes, 4)`: left, top, right, bottom of the patch with the highest score.
+
+        Raises:
+            ValueError: there is not one size for each picture of the explanation.
+        """
+        if outputs.patch_scores is None or len(target_sizes) != len(outputs.patch_scores):
+            num_images = 0 if outputs.patch_scores is None else len(outputs.patch_scores)
+            raise ValueError(f"`target_sizes` must be one for each of {num_images} pictures, got {target_sizes}.")
+        results = []
+        for row, image_size in enumerate(target_sizes):
+            left, top, right, bottom = box = self.get_crop_box(image_size)
+            is_active = outputs.image_weights[row] > 0
+            scores = outputs.patch_scores[row, is_active]
+            _, grid_height, grid_width = scores.shape
+            best = scores.flatten(1).argmax(dim=-1)
+            y, x = best // grid_width, best % grid_width
+            step_y, step_x = (bottom - top) / grid_height, (right - left) / grid_width
+            sides = (left + x * step_x, top + y * step_y, left + (x + 1) * step_x, top + (y + 1) * step_y)
+            results.append(
+                {
+                    "codes": outputs.image_codes[row, is_active],
+                    "weights": outputs.image_weights[row, is_active],
+                    "heat_maps": resample_heat_maps(scores, box, image_size),
+                    "boxes": torch.stack(sides, dim=-1),
+                }
+            )
+        return results
+
+    def post_process_text_explanation(self, outputs: FDTExplanation, text: str | list[str]) -> list[dict]:
+        r"""
+        Turn the scores at tokens into scores at words.
+
+        Args:
+            outputs ([`FDTExplanation`]): what [`FDTModel.explain`] returned for captions that this processor encoded.
+            text (`str` or `list[str]`): those captions.
+
+        Returns:
+            For every caption a `dict`: `words`, as the tokenizer reads them, its special tokens included; `spans`,
+            for each word its start and end in the cleaned caption, or None for a special token; and of its codes with
+            a weight above 0 `codes` and `weights` of shape `(num_codes,)`, `scores` of shape `(num_codes,
+            num_words)`, the largest over the word's tokens, and `winners`, a list with the position of the winning
+            word, or None where no token won (see [`FDTExplanation`]).
+
+        Raises:
+            ValueError: there is not one caption for each of the explanation.
+        """
+        captions = [text] if isinstance(text, str) else list(text)
+        if outputs.token_scores is None or len(captions) != len(outputs.token_scores):
+            num_captions = 0 if outputs.token_scores is None else len(outputs.token_scores)
+            raise ValueError(f"`text` must be one caption for each of {num_captions} captions, got {len(captions)}.")
+        results = []
+        for row, caption in enumerate(captions):
+            words, spans, word_of_token = self.split_words(caption)
+            is_active = outputs.text_weights[row] > 0
+            scores = outputs.token_scores[row, is_active, : len(word_of_token)]
+            index = torch.tensor(word_of_token, device=scores.device).expand_as(scores)
+            word_scores = scores.new_full((len(scores), len(words)), -torch.inf)
+            winners = outputs.winning_tokens[row, is_active].tolist()
+            results.append(
+                {
+                    "words": words,
+                    "spans": spans,
+                    "codes": outputs.text_codes[row, is_active],
+                    "weights": outputs.text_weights[row, is_active],
+                    "scores": word_scores.scatter_reduce(1, index, scores, reduce="amax"),
+                    "winners": [None if winner < 0 else word_of_token[winner] for winner in winners],
+                }
+            )
+        return results
+
+    def split_words(self, caption: str) -> tuple[list[str], list[tuple[int, int] | None], list[int]]:
+        r"""
+        The words of a caption, as far as the tokenizer keeps it.
+
+        Returns:
+            The words, special tokens included; for each its start and end in the cleaned caption, or None for a
+            special token; and for each token the position of its word.
+        """
+        encoded = self.tokenizer(caption, truncation=True, return_offsets_mapping=True)
+        words, spans, word_of_token, last = [], [], [], None
+        for token, word_id, span in zip(
+            encoded["input_ids"], encoded.word_ids(), encoded["offset_mapping"], strict=True
+        ):
+            if word_id is None or word_id != last:
+                words.append([])
+                spans.append(None if word_id is None else tuple(span))
+            elif spans[-1] is not None:
+                spans[-1] = (spans[-1][0], span[1])
+            words[-1].append(token)
+            word_of_token.append(len(words) - 1)
+            last = word_id
+        return [self.tokenizer.decode(tokens) for tokens in words], spans, word_of_token
+
+
+# What is saved brings this code along.
+FDTProcessor.register_for_auto_class()
 
 __all__ = ["FDTProcessor"]

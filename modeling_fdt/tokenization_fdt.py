@@ -3,6 +3,7 @@
 
 import gzip
 import html
+from os import PathLike
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
@@ -20,6 +21,7 @@ logger = logging.get_logger(__name__)
 
 # CLIP's byte-pair merges (MIT licence, see BPE_LICENSE), the 48,894 of them that CLIP uses.
 _MERGES_FILE = Path(__file__).with_name("bpe_merges.txt.gz")
+_LICENCE_FILE = Path(__file__).with_name("BPE_LICENSE")
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -56,9 +58,14 @@ class FDTTokenizer(TokenizersBackend):
         vocab (`dict[str, int]`, *optional*): another vocabulary than the original's.
         merges (`list`, *optional*): its merges.
         model_max_length (`int`, defaults to 77): the longest caption in tokens, start and end included.
+        licence_file (`str`, *optional*): the licence of another vocabulary, saved beside it as `BPE_LICENSE`.
+
+    Raises:
+        ValueError: no vocabulary is given, and the original's is not beside this file, as it is not in a model's
+            folder: load the tokenizer of a folder by `from_pretrained`.
     """
 
-    vocab_files_names = {"tokenizer_file": "tokenizer.json"}
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "licence_file": "BPE_LICENSE"}
     model_input_names = ["input_ids", "attention_mask"]
     model = BPE
 
@@ -72,11 +79,14 @@ class FDTTokenizer(TokenizersBackend):
         mask_token: str = "<|mask|>",
         pad_token: str = "!",
         model_max_length: int = 77,
+        licence_file: str | None = None,
         **kwargs,
     ):
         if vocab is None:
-            merges = _read_merges()
+            merges, licence_file = _read_merges(), _LICENCE_FILE
             vocab = _build_vocabulary(merges, [mask_token, bos_token, eos_token])
+        # Read now: a folder may be gone when the tokenizer is saved to another.
+        self._licence = None if licence_file is None else Path(licence_file).read_text(encoding="utf-8")
         self._tokenizer = Tokenizer(
             BPE(vocab=vocab, merges=merges or [], end_of_word_suffix="</w>", unk_token=str(unk_token))
         )
@@ -108,10 +118,16 @@ class FDTTokenizer(TokenizersBackend):
             raise ValueError("FDTTokenizer encodes single captions; `text_pair` is not supported.")
         return super()._encode_plus(_clean_all(text), **kwargs)
 
-    def _save_pretrained(self, *args, **kwargs) -> tuple[str, ...]:
-        # The padding of the last call would be saved too, and reloading would make every `!` in a caption padding.
+    def _save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> tuple[str, ...]:
+        # What the last call asked for would be saved too; with its padding every `!` in a caption would be padding.
         self._tokenizer.no_padding()
-        return super()._save_pretrained(*args, **kwargs)
+        self._tokenizer.no_truncation()
+        files = super()._save_pretrained(save_directory, *args, **kwargs)
+        if self._licence is None:
+            return files
+        licence_file = Path(save_directory, self.vocab_files_names["licence_file"])
+        licence_file.write_text(self._licence, encoding="utf-8")
+        return *files, str(licence_file)
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
         token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
@@ -127,6 +143,8 @@ def _clean_all(text: str | list) -> str | list:
 
 
 def _read_merges() -> list[tuple[str, str]]:
+    if not _MERGES_FILE.exists():
+        raise ValueError(f"`vocab` must be given, for {_MERGES_FILE.name} is not there; or use `from_pretrained`.")
     with gzip.open(_MERGES_FILE, "rt", encoding="utf-8") as file:
         return [tuple(line.split()) for line in file]
 
@@ -140,5 +158,8 @@ def _build_vocabulary(merges: list[tuple[str, str]], special_tokens: list[str]) 
     tokens += ["".join(pair) for pair in merges] + special_tokens
     return {token: index for index, token in enumerate(tokens)}
 
+
+# What is saved brings this code along.
+FDTTokenizer.register_for_auto_class()
 
 __all__ = ["FDTTokenizer"]

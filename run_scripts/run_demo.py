@@ -5,12 +5,14 @@
     python -m run_scripts.run_demo --styles all
 
 Data come from `prepare_emoji_data`, training is `run_pretraining` with a config of `run_scripts/configs`. Everything
-is written into the config's `output_dir`: the model, results.json, loss_curve.png and contact_sheet.png.
+is written into the config's `output_dir`: the model, results.json, loss_curve.png, contact_sheet.png, and in `gallery`
+pages that show what each code means (`run_visualization`).
 """
 
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -24,10 +26,15 @@ from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
 from run_scripts import metrics
+from run_scripts.code_health import count_active
 from run_scripts.embedding import embed_captions, embed_images
+from run_scripts.evaluation.results import Metric
+from run_scripts.evaluation.retrieval import RECALLS, retrieval_metrics, retrieval_ranks
+from run_scripts.evaluation.zero_shot import classification_metrics
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
 from run_scripts.run_pretraining import parse_arguments, train
-from run_scripts.trainer import count_active
+from run_scripts.run_visualization import VisualizationArguments
+from run_scripts.run_visualization import main as run_visualization
 
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -57,37 +64,33 @@ def evaluate(
     images = embed_images(model, processor, split["image"][:])
     names = [name for name, _ in concepts.values()]
     captions = embed_captions(model, processor, names)
-    scores = images.embeds @ captions.embeds.T  # (num_images, num_concepts)
+    scores = metrics.cosine_scores(images.embeds, captions.embeds)  # (num_images, num_concepts)
     index = {concept: position for position, concept in enumerate(concepts)}
     targets = torch.tensor([index[concept] for concept in split["concept"]])
     is_relevant = torch.arange(len(concepts)) == targets[:, None]
     name_categories = torch.tensor([category for _, category in concepts.values()])
     categories = torch.tensor(split["category"][:])
 
-    results = {}
-    for k in (1, 5):
-        results[f"zero-shot top-{k} among {len(names)} names"] = (
-            metrics.recall_at(scores, is_relevant, k),
-            metrics.chance_recall_at(is_relevant, k),
-        )
-    results[f"zero-shot top-1 among {NUM_CHOICES} names"] = (
-        metrics.accuracy_among(scores, is_relevant, NUM_CHOICES, seed),
-        1 / NUM_CHOICES,
+    zero_shot = classification_metrics(scores, targets)
+    results = {f"zero-shot top-{k} among {len(names)} names": zero_shot[f"top_{k}"] for k in (1, 5)}
+    results[f"zero-shot top-1 among {NUM_CHOICES} names"] = Metric(
+        metrics.accuracy_among(scores, is_relevant, NUM_CHOICES, seed), chance=1 / NUM_CHOICES
     )
-    results["category accuracy (chance: the largest)"] = (
-        metrics.class_accuracy(scores, name_categories, categories),
-        metrics.largest_class_share(categories),
+    results["category accuracy (chance: the largest)"] = Metric(
+        metrics.class_accuracy(scores, name_categories, categories), chance=metrics.largest_class_share(categories)
     )
-    shown = targets.unique()  # retrieval is among the concepts of this split
-    for direction, s, relevant in (
-        (f"image to text, {len(shown)} captions", scores[:, shown], is_relevant[:, shown]),
-        (f"text to image, {len(split)} images", scores[:, shown].T, is_relevant[:, shown].T),
+    shown, positions = targets.unique(return_inverse=True)  # retrieval is among the concepts of this split
+    pairs = torch.stack([torch.arange(len(split)), positions], dim=1)
+    retrieval = retrieval_metrics(*retrieval_ranks(images.embeds, captions.embeds[shown], pairs), pairs)
+    for direction, candidates in (
+        ("image to text", f"{len(shown)} captions"),
+        ("text to image", f"{len(split)} images"),
     ):
-        for k in (1, 5, 10):
-            results[f"R@{k} {direction}"] = (metrics.recall_at(s, relevant, k), metrics.chance_recall_at(relevant, k))
-    results["active codes per image"] = (count_active(images.code_weights).item(), None)
-    results["active codes per caption"] = (count_active(captions.code_weights).item(), None)
-    results = {name: {"value": value, "chance": chance} for name, (value, chance) in results.items()}
+        for k in RECALLS:
+            results[f"R@{k} {direction}, {candidates}"] = retrieval[f"{direction.replace(' ', '_')}_r{k}"]
+    results["active codes per image"] = Metric(count_active(images.code_weights).item(), unit="number")
+    results["active codes per caption"] = Metric(count_active(captions.code_weights).item(), unit="number")
+    results = {name: {"value": metric.value, "chance": metric.chance} for name, metric in results.items()}
     return results, [names[position] for position in scores.argmax(dim=1)]
 
 
@@ -180,7 +183,20 @@ def main(arguments: DemoArguments) -> None:
     print(f"\nThe saved model, loaded in a fresh process by pipeline, on {picture} ({true_name}):", flush=True)
     command = ["-m", "run_scripts.run_zero_shot", "--model", str(output_dir), "--image", str(picture), "--labels"]
     subprocess.run([sys.executable, *command, *labels], check=True)
-    print(f"\nWritten to {output_dir}: the model, results.json, loss_curve.png, contact_sheet.png")
+
+    gallery = output_dir / "gallery"
+    if gallery.exists():  # of an earlier run
+        shutil.rmtree(gallery)
+    run_visualization(
+        VisualizationArguments(
+            model=str(output_dir),
+            data=data_arguments.dataset,
+            output_dir=str(gallery),
+            category_column="category",
+            seed=seed,
+        )
+    )
+    print(f"\nWritten to {output_dir}: the model, results.json, loss_curve.png, contact_sheet.png, gallery/index.html")
 
 
 if __name__ == "__main__":

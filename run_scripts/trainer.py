@@ -1,32 +1,205 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """What contrastive training adds to transformers' Trainer."""
 
+import hashlib
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import ModelOutput
 
+from modeling_fdt.hub import describe_training, write_model_card
+from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss, gather_global_batch
+from run_scripts.cached_gradients import cached_gradient_losses
+from run_scripts.callbacks import LogitScaleClamp, TemperatureSchedule
+from run_scripts.code_health import CodeUsage, count_active, reseed_codes, usage_entropy
 from run_scripts.training_data import DistinctBatchSampler
+
+
+logger = logging.getLogger(__name__)
+
+# Beside Trainer's own files in a checkpoint: what `FDTTrainer` counts.
+PROGRESS_NAME = "progress.pt"
 
 
 @dataclass
 class FDTTrainingArguments(TrainingArguments):
-    """transformers' own, with the defaults that a contrastive loss over image-text pairs needs."""
+    """transformers' own, with the defaults that a contrastive loss over image-text pairs needs, and what FDT adds."""
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "The loss depends on the batch size."})
     ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every parameter takes part."})
 
+    logit_scale_min: float | None = field(
+        default=None,
+        metadata={"help": "Clamp logit_scale, a natural logarithm, from below before and after each step."},
+    )
+    logit_scale_max: float | None = field(default=None, metadata={"help": "Likewise from above."})
+    temperature_decay: float | None = field(
+        default=None,
+        metadata={"help": "Factor on the temperature of grounding for every temperature_decay_steps steps."},
+    )
+    temperature_decay_steps: int | None = field(default=None, metadata={"help": "See temperature_decay."})
+    temperature_min: float | None = field(default=None, metadata={"help": "Floor of the decaying temperature."})
+    dead_code_steps: int = field(
+        default=1000, metadata={"help": "A code is dead when no image or caption used it for so many steps."}
+    )
+    reseed_dead_codes: bool = field(
+        default=False, metadata={"help": "Every dead_code_steps steps, put token features in place of dead codes."}
+    )
+    usage_entropy_weight: float = field(
+        default=0.0, metadata={"help": "Reward in the loss, per nat, for the entropy of mean code weights."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if None not in (self.logit_scale_min, self.logit_scale_max) and self.logit_scale_min > self.logit_scale_max:
+            raise ValueError(
+                f"logit_scale_min must not exceed logit_scale_max, got {self.logit_scale_min} > {self.logit_scale_max}"
+            )
+        if self.temperature_decay is None:
+            for name in ("temperature_decay_steps", "temperature_min"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs temperature_decay, got {name}={getattr(self, name)} alone")
+        else:
+            for name in ("temperature_decay", "temperature_decay_steps"):
+                if (getattr(self, name) or 0) <= 0:
+                    raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.dead_code_steps < 1:
+            raise ValueError(f"dead_code_steps must be at least 1, got {self.dead_code_steps}")
+        if self.usage_entropy_weight < 0:
+            raise ValueError(f"usage_entropy_weight must be at least 0, got {self.usage_entropy_weight}")
+
 
 class FDTTrainer(Trainer):
-    """Trainer with batches distinct in a column, `logit_scale` and batch norms not decayed, active codes logged."""
+    """Trains a two-tower model (FDT, CLIP, ...) with the contrastive loss of the global batch.
+
+    The global batch are the pairs of all processes and of all `gradient_accumulation_steps` micro-batches. The model
+    is anything whose `forward` gives `image_embeds` and `text_embeds` of length 1 and that has a `logit_scale`.
+
+    Args:
+        distinct_column: column of `train_dataset` whose values must differ within a global batch.
+
+    Raises:
+        ValueError: an argument asks for codes or a temperature, and the model has none.
+    """
+
+    # The reported loss is that of the whole batch already: Trainer shall not divide it.
+    loss_is_scaled_for_ga = True
 
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.distinct_column = distinct_column
+        self.data_collator = ReproducibleCollator(self.data_collator, self.args.seed)
+        self._check_arguments()
+        if (self.args.logit_scale_min, self.args.logit_scale_max) != (None, None):
+            self.add_callback(LogitScaleClamp(self.args.logit_scale_min, self.args.logit_scale_max))
+        if self.args.temperature_decay is not None:
+            self.add_callback(
+                TemperatureSchedule(
+                    self.args.temperature_decay, self.args.temperature_decay_steps, self.args.temperature_min or 0.0
+                )
+            )
+
+    def _check_arguments(self) -> None:
+        for name, default in (("temperature_decay", None), ("reseed_dead_codes", False), ("usage_entropy_weight", 0)):
+            value = getattr(self.args, name)
+            if value != default and not hasattr(self.model.config, "codebook_size"):
+                raise ValueError(f"{name}={value} is for models with codes, got a {type(self.model).__name__}")
+        is_clamped = (self.args.logit_scale_min, self.args.logit_scale_max) != (None, None)
+        if is_clamped and self.is_deepspeed_enabled:
+            raise ValueError("logit_scale_min and logit_scale_max do not reach DeepSpeed's own copy of the parameters")
+        if self.args.reseed_dead_codes and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("reseed_dead_codes needs the whole codebook on every process: not FSDP, not DeepSpeed")
+
+    # The loss
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        micro_batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(self.train_dataset, IterableDataset):
+            # A stream may end within a step, and where processes read on their own on one before the other: all of
+            # them end the epoch with the last step that is whole everywhere.
+            counts = self.accelerator.gather(torch.tensor([len(micro_batches)], device=device))
+            if counts.min() < num_batches:
+                micro_batches, self.control.should_epoch_stop = [], True
+        self._micro_batches, self._losses = micro_batches, None
+        return micro_batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        if self._losses is None:  # the first micro-batch of a step
+            self._begin_step(inputs)
+            if len(self._micro_batches) == 1:
+                return self._compare(*self._embed(model, inputs))
+            self._losses = cached_gradient_losses(
+                model,
+                lambda micro_batch: self._embed(model, self._prepare_inputs(micro_batch)),
+                self._compare,
+                self._micro_batches,
+            )
+        return next(self._losses)
+
+    def _begin_step(self, inputs: dict) -> None:
+        if self.code_usage is None:
+            return
+        step = self.state.global_step
+        if self.args.reseed_dead_codes and step > 0 and step % self.args.dead_code_steps == 0:
+            steps_unused = self.code_usage.synchronize()
+            dead = (steps_unused >= self.args.dead_code_steps).nonzero()[:, 0]
+            reseed_codes(self._bare_model, self.optimizer, inputs, dead, seed=self.args.seed + step)
+            steps_unused[dead] = 0
+        self.code_usage.begin_step()
+
+    def _embed(self, model: nn.Module, inputs: dict) -> tuple[torch.Tensor, ...]:
+        outputs = model(**{**inputs, "return_loss": False})
+        if torch.is_grad_enabled():
+            self._count(outputs)
+        tensors = (outputs.image_embeds.float(), outputs.text_embeds.float(), self._bare_model.logit_scale.reshape(1))
+        if self.args.usage_entropy_weight == 0:
+            return tensors
+        weights = (outputs.image_code_weights, outputs.text_code_weights)
+        return (*tensors, *(weight.float().mean(dim=0, keepdim=True) for weight in weights))
+
+    def _compare(self, image_embeds, text_embeds, logit_scales, *mean_code_weights) -> torch.Tensor:
+        image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
+        logit_scale_max = getattr(self._bare_model.config, "logit_scale_max", math.log(100))
+        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scales.mean(), logit_scale_max))
+        if mean_code_weights:
+            entropies = [usage_entropy(means.mean(dim=0)) for means in gather_global_batch(*mean_code_weights)]
+            loss = loss - self.args.usage_entropy_weight * sum(entropies) / 2
+        return loss
+
+    @property
+    def _bare_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    # Order of the data, parameters and their optimiser
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataloader = super().get_train_dataloader()
+        shard = dataloader.batch_sampler
+        if self.distinct_column is not None and isinstance(shard, BatchSamplerShard):
+            # Where a resumed run skips batches, Trainer's `set_epoch` does not reach the sampler on its own.
+            shard.set_epoch = shard.batch_sampler.sampler.set_epoch
+        return dataloader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.distinct_column is None:
@@ -38,23 +211,208 @@ class FDTTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Trainer itself spares biases and layer norms.
         spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in spared | {"logit_scale"}]
+        spared |= {name for name, _ in model.named_parameters() if name.split(".")[-1] == "logit_scale"}
+        return [name for name in super().get_decay_parameter_names(model) if name not in spared]
 
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.active_codes = {
-            "active_codes_per_image": count_active(outputs.image_code_weights),
-            "active_codes_per_caption": count_active(outputs.text_code_weights),
-        }
-        return (loss, outputs) if return_outputs else loss
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 2:
+            # FSDP2 cannot shard a scalar. Every process computes the whole loss and so the scale's whole gradient.
+            self.accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList([self.model.logit_scale])]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.is_fsdp_enabled:
+            # Sharded parameters and plain ones cannot be updated in one call.
+            logit_scale = self.model.logit_scale
+            for group in optimizer.param_groups[:]:
+                if any(parameter is logit_scale for parameter in group["params"]):
+                    group["params"] = [parameter for parameter in group["params"] if parameter is not logit_scale]
+                    optimizer.add_param_group({**group, "params": [logit_scale]})
+        return optimizer
+
+    # What is logged
+
+    def _count(self, outputs: ModelOutput) -> None:
+        self._num_pairs += len(outputs.image_embeds)
+        if self.code_usage is not None:
+            self._code_weights = outputs.image_code_weights.detach(), outputs.text_code_weights.detach()
+            self.code_usage.observe(*self._code_weights)
+
+    def _take_pairs(self) -> None:
+        """Add the pairs that all processes have seen since the last call to `pairs_seen`."""
+        self.pairs_seen += self.accelerator.reduce(torch.tensor(self._num_pairs, device=self.args.device)).item()
+        self._num_pairs = 0
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs.update({name: count.item() for name, count in self.active_codes.items()})
-            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.item()
+            logs.update(self._training_numbers())
         super().log(logs, *args, **kwargs)
 
+    def _training_numbers(self) -> dict[str, float]:
+        self._take_pairs()
+        now = time.perf_counter()
+        last_pairs, last_time = self._logged
+        self._logged = self.pairs_seen, now
+        numbers = {
+            "pairs_seen": self.pairs_seen,
+            "pairs_per_second": (self.pairs_seen - last_pairs) / (now - last_time),
+            "logit_scale": self._bare_model.logit_scale.item(),
+        }
+        if self.code_usage is not None:
+            active = torch.stack([count_active(weights) for weights in self._code_weights])
+            active = self.accelerator.reduce(active, "mean").tolist()
+            numbers["active_codes_per_image"], numbers["active_codes_per_caption"] = active
+            numbers["dead_codes"] = (self.code_usage.synchronize() >= self.args.dead_code_steps).sum().item()
+            numbers["temperature"] = self._bare_model.config.grounding_temperature
+        return numbers
 
-def count_active(code_weights: torch.Tensor) -> torch.Tensor:
-    """Mean number of codes above 0 in a row of (batch_size, codebook_size) weights, a scalar on their device."""
-    return (code_weights > 0).sum(dim=-1).float().mean()
+    # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Train.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder; or True (or "true", as a flag) for the last complete one in
+                `output_dir`, and a fresh start where there is none.
+
+        Raises:
+            ValueError: the checkpoint that is named is not complete.
+        """
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        self.pairs_seen = self._num_pairs = 0
+        self.code_usage = None
+        if hasattr(self.model.config, "codebook_size"):
+            self.code_usage = CodeUsage(self.model.config.codebook_size, self.args.device)
+        if checkpoint is not None and (Path(checkpoint) / PROGRESS_NAME).exists():
+            progress = torch.load(Path(checkpoint) / PROGRESS_NAME, map_location="cpu", weights_only=True)
+            self.pairs_seen = progress["pairs_seen"]
+            if self.code_usage is not None:
+                self.code_usage.steps_unused = progress["steps_unused"].to(self.args.device)
+        self._logged = self.pairs_seen, time.perf_counter()
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        if str(resume_from_checkpoint).lower() in ("none", "false"):
+            return None
+        if str(resume_from_checkpoint).lower() != "true":
+            if not is_complete(resume_from_checkpoint):
+                raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint!r} is no complete checkpoint")
+            return resume_from_checkpoint
+        # One process decides: another may not see the same files yet.
+        checkpoint = broadcast_object_list([find_last_checkpoint(self.args.output_dir)])[0]
+        if checkpoint is None:
+            logger.info("No complete checkpoint in %s: training starts afresh.", self.args.output_dir)
+        return checkpoint
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.should_save:
+            # A checkpoint that is written over one of the same step is not complete until it is written anew.
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # A model is saved with the code of its class, and FSDP2 gives it a class of its own.
+        sharded_class = type(self.model)
+        self.model.__class__ = next(cls for cls in sharded_class.__mro__ if not issubclass(cls, FSDPModule))
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = sharded_class
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self._take_pairs()
+        progress = {"pairs_seen": self.pairs_seen}
+        if self.code_usage is not None:
+            progress["steps_unused"] = self.code_usage.synchronize()
+        if self.args.should_save:
+            torch.save(progress, Path(output_dir) / PROGRESS_NAME)
+        # Trainer's state is written next, and last: then every process has written its part.
+        self.accelerator.wait_for_everyone()
+
+    # The Hub
+
+    def create_model_card(self, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None):
+        """Write the card that `push_to_hub` uploads; the arguments are Trainer's own."""
+        if self.is_world_process_zero():
+            start = self._bare_model.config.name_or_path
+            write_model_card(
+                self.args.output_dir,
+                title=model_name,
+                repo_id=self.hub_model_id,
+                licence=license,
+                base_model=finetuned_from or (start if start and not Path(start).exists() else None),
+                datasets=dataset_tags or (),
+                tags=tags or (),
+                training=describe_training(self.args, self.state),
+            )
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end: whether Trainer's state, which is written last, can be read."""
+    try:
+        json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def find_last_checkpoint(output_dir: str | Path) -> str | None:
+    """The complete checkpoint of the latest step, or None. Not transformers' own: that one takes incomplete ones."""
+    steps = [path.name.removeprefix("checkpoint-") for path in Path(output_dir).glob("checkpoint-*")]
+    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
+        checkpoint = Path(output_dir) / f"checkpoint-{step}"
+        if is_complete(checkpoint):
+            return str(checkpoint)
+        logger.warning("%s is not complete and is passed over.", checkpoint)
+    return None
+
+
+class ReproducibleCollator:
+    """Collates a batch with random numbers that depend on the seed and the batch alone.
+
+    Batches are made ahead of training and in other processes. With the global generators' numbers, augmentation would
+    depend on how many workers there are and on where a run was resumed.
+
+    Args:
+        collator: turns rows into model inputs, with random numbers of Python, numpy or torch.
+        seed: together with what the rows say (not their pictures) the seed of a batch.
+    """
+
+    def __init__(self, collator: Callable[[list], Any], seed: int):
+        self.collator, self.seed = collator, seed
+
+    def __call__(self, rows: list) -> Any:
+        digest = hashlib.blake2b(_to_bytes((self.seed, rows)), digest_size=4).digest()
+        with _seeded(int.from_bytes(digest, "little")):
+            return self.collator(rows)
+
+
+def _to_bytes(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return _to_bytes(list(value.items()))
+    if isinstance(value, list | tuple):
+        return b"(" + b",".join(map(_to_bytes, value)) + b")"
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return np.asarray(value).tobytes()
+    if isinstance(value, str | bytes | int | float | None):
+        return repr(value).encode()
+    return type(value).__name__.encode()
+
+
+@contextmanager
+def _seeded(seed: int):
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,81 +1,123 @@
-"""The loss over the global batch: two processes with half the batch each are one process with all of it."""
+"""Two processes with half the batch each are one process with all of it; no unequal share makes them wait for ever."""
 
 import os
-import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from transformers import AutoModel, Trainer
 
 from modeling_fdt import FDTModel
-from tests.conftest import build_tiny_config
-
-
-def make_batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([9, 4, 7, 5, 3, 9, 6, 2])
-    return {
-        "pixel_values": torch.randn(8, 3, 32, 32, generator=generator),
-        "input_ids": torch.randint(5, 49000, (8, 9), generator=generator),
-        "attention_mask": (torch.arange(9) < lengths[:, None]).long(),
-    }
-
-
-def make_model() -> FDTModel:
-    torch.manual_seed(0)
-    return FDTModel(build_tiny_config())
-
-
-def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    model = make_model()
-    local = {name: tensor.chunk(world_size)[rank] for name, tensor in make_batch().items()}
-
-    wrapped = DistributedDataParallel(model.train())  # find_unused_parameters=False: every parameter must be used
-    output = wrapped(**local)
-    output.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    result = {"loss": output.loss.detach(), "logits": output.logits_per_image.detach(), "gradients": gradients}
-    wrapped(**local).loss.backward()  # a second step stops here if the first left a parameter without a gradient
-
-    # Evaluation makes no collective call: one rank alone would hang in one.
-    if rank == 0:
-        result["evaluation"] = model.eval()(**local).logits_per_image.detach()
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+from tests.distributed_process import make_batch, make_clip, make_model, train
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
+    """What every scenario of distributed_process.py gave on each of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, args=(2, port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    repository = Path(__file__).parents[1]
+    subprocess.run(
+        [*command, "-m", "tests.distributed_process", str(folder)],
+        check=True,
+        cwd=repository,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,  # where a process waits for ever, the test fails
+    )
+    results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return [{**result, "folder": str(folder)} for result in results]
+
+
+def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """float32: sums over 8 instead of 2 x 4 pairs."""
+    assert any(gradient.abs().max() > 0.01 for gradient in expected.values())
+    for name, gradient in expected.items():
+        tolerance = 1e-6 * max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(gradients[name], gradient, atol=tolerance, rtol=1e-4, msg=name)
 
 
 def test_loss_and_gradients_equal_one_process_with_the_whole_batch(ranks):
     model = make_model().train()
     output = model(**make_batch())
     output.loss.backward()
-    for rank in ranks:
-        # float32: sums over 8 instead of 2 x 4 pairs.
-        torch.testing.assert_close(rank["loss"], output.loss.detach(), atol=1e-6, rtol=0)
-        torch.testing.assert_close(rank["logits"], output.logits_per_image.detach(), atol=1e-5, rtol=0)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                expected = parameter.grad
-                tolerance = 1e-6 * max(1.0, expected.abs().max().item())
-                torch.testing.assert_close(rank["gradients"][name], expected, atol=tolerance, rtol=1e-4, msg=name)
+    expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    for result in (rank["model"] for rank in ranks):
+        torch.testing.assert_close(result["loss"], output.loss.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(result["logits"], output.logits_per_image.detach(), atol=1e-5, rtol=0)
+        assert_same_gradients(result["gradients"], expected)
 
 
 def test_evaluation_on_one_rank_alone(ranks):
     model = make_model().eval()
     local = {name: tensor[:4] for name, tensor in make_batch().items()}
-    torch.testing.assert_close(ranks[0]["evaluation"], model(**local).logits_per_image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ranks[0]["model"]["evaluation"], model(**local).logits_per_image, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scenario", ["trainer", "clip", "plain", "accumulated", "sharded"])
+def test_trainers_equal_one_process_with_the_whole_batch(ranks, scenario, tmp_path):
+    model = make_clip() if scenario == "clip" else make_model()
+    changes = {"trainer_class": Trainer} if scenario == "plain" else {}
+    expected = train(model, str(tmp_path), per_device_train_batch_size=8, **changes)
+    for rank in ranks:
+        assert rank[scenario]["log"][0]["loss"] == pytest.approx(expected["log"][0]["loss"], abs=1e-6)
+        assert_same_gradients(rank[scenario]["moves"], expected["moves"])
+
+
+def test_logged_numbers_are_those_of_all_processes(ranks, tmp_path):
+    expected = train(make_model(), str(tmp_path), per_device_train_batch_size=8)["log"][0]
+    for rank in ranks:
+        log = rank["trainer"]["log"][0]
+        assert log["pairs_seen"] == 8
+        for name in ("active_codes_per_image", "active_codes_per_caption", "dead_codes"):
+            assert log[name] == pytest.approx(expected[name]), name
+
+
+def test_uneven_batches_are_refused_by_every_process(ranks):
+    for rank in ranks:
+        uneven, lacking = rank["uneven"]
+        assert "as many pairs on every process, got [4, 3]" in uneven
+        assert "as many captions as images, got 3 and 4 on process 1" in lacking
+
+
+def test_shards_of_different_length_end_together(ranks):
+    for rank in ranks:  # the shorter shard has two batches: an epoch has two steps
+        steps = [entry["step"] for entry in rank["stream"] if "loss" in entry]
+        assert steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize("scenario", ["resumed", "resumed_distinct"])
+def test_resumed_run_goes_on_as_the_one_never_stopped(ranks, scenario):
+    for rank in ranks:
+        whole, resumed = rank[scenario]
+        assert len(whole) == 11 and resumed == whole
+        assert len(set(whole)) == 11  # noise and order differ from step to step
+
+
+def test_sharded_model_is_saved_whole_with_its_own_class(ranks):
+    checkpoint = ranks[0]["folder"] + "/sharded/checkpoint-1"
+    loaded = AutoModel.from_pretrained(checkpoint)
+    assert type(loaded) is FDTModel and loaded.config.auto_map["AutoModel"] == "modeling_fdt.FDTModel"
+    for rank in ranks:
+        assert rank["sharded"]["shard"] == [32, 32]
+        for name, parameter in loaded.named_parameters():
+            torch.testing.assert_close(parameter.detach(), rank["sharded"]["after"][name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+def test_accelerate_reads_the_configs(name):
+    path = Path(__file__).parents[1] / "run_scripts" / "configs" / "accelerate" / f"{name}.yaml"
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "module"])
+    config = load_config_from_file(str(path))  # refuses unknown names
+    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (name == "fsdp2", name.startswith("deepspeed"))
+    if name == "fsdp2":
+        environment = prepare_multi_gpu_env(arguments)
+        assert environment["FSDP_VERSION"] == "2" and environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    if name.startswith("deepspeed"):
+        assert arguments.zero_stage == int(name[-1])
