@@ -1,0 +1,64 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Upload a model's folder to the Hub, with a model card and its results.
+
+    python -m run_scripts.push_to_hub --folder outputs/emoji_two_styles --repo_id me/emoji --licence cc-by-sa-4.0 \\
+        --results outputs/emoji_two_styles/results.json
+
+A folder that has a card (README.md) keeps it; results take the place of those in it. Checkpoints of the training and
+pickled files stay behind.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from modeling_fdt.hub import add_results, push_folder, write_model_card
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PushArguments:
+    folder: str = field(metadata={"help": "Folder with the model and its processor."})
+    repo_id: str = field(metadata={"help": "Name of the repository on the Hub: owner/name."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    licence: str | None = field(
+        default=None, metadata={"help": "Identifier of the weights' licence on the Hub, for a new card."}
+    )
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Names on the Hub of the training data, for a new card."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Name on the Hub of the checkpoint that was trained further, for a new card."}
+    )
+    results: list[str] = field(
+        default_factory=list, metadata={"help": "JSON files of run_evaluation or run_demo, for the card."}
+    )
+
+
+def main(arguments: PushArguments) -> None:
+    """Write the card where there is none, put the results into it, and upload.
+
+    Raises:
+        ValueError: the folder holds no model, a fact is given for a card that is there, or a file holds no results.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses. The folder stays as it is, and the upload can be
+            tried again.
+    """
+    facts = {name: getattr(arguments, name) for name in ("licence", "datasets", "base_model")}
+    given = [name for name, value in facts.items() if value]
+    if not (Path(arguments.folder) / "README.md").exists():
+        write_model_card(arguments.folder, title=arguments.repo_id, repo_id=arguments.repo_id, **facts)
+    elif given:
+        raise ValueError(f"{given} are for new cards; {arguments.folder} has README.md: edit it, or delete it")
+    if arguments.results:
+        add_results(arguments.folder, arguments.results)
+    push_folder(arguments.folder, arguments.repo_id, private=arguments.private or None)
+    logger.info("uploaded %s to %s", arguments.folder, arguments.repo_id)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main(*HfArgumentParser(PushArguments, allow_abbrev=False).parse_args_into_dataclasses())
