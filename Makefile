@@ -3,15 +3,18 @@ PYTHON ?= python3
 STYLES ?= two
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
 
-.PHONY: help demo test test-common style clean
+.PHONY: help demo test test-common test-oldest style docs clean
 
 help:
 	@echo "make demo          train a small FDT on emoji drawings, evaluate it, and use it through pipeline (about ten minutes)"
 	@echo "                   STYLES=all: nine drawing styles, tested on one never seen (needs npm)"
 	@echo "make test          run the tests, the slow ones included"
 	@echo "make test-common   run transformers' common model tests on FDT and, beside it, on CLIP"
-	@echo "make style         check lint and format"
+	@echo "make test-oldest   run the tests of the models and the trainer on the oldest transformers supported"
+	@echo "make style         check lint, format and types"
+	@echo "make docs          build the documentation into outputs/docs"
 	@echo "make clean         remove .venv and what the demo wrote"
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -27,8 +30,9 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/python -m run_scripts.run_demo --styles $(STYLES)
 
+# One process for each of two cores; more threads would be in each other's way.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-common: $(INSTALLED)
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest outputs/transformers \
@@ -37,9 +41,21 @@ test-common: $(INSTALLED)
 	TRANSFORMERS_SOURCE=outputs/transformers $(BIN)/python -m pytest tests/transformers_common.py \
 		-o addopts= -p no:cacheprovider -W ignore -q --tb=line
 
+$(OLDEST)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(or $(TORCH),torch==2.13.0) transformers==5.17.0
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[train]" entmax pytest pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		$(addprefix tests/test_,$(addsuffix .py,configuration explanation grounding modeling parity pipeline \
+		processing remote_code tokenization trainer))
+
 style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf .venv outputs data
+	rm -rf .venv $(OLDEST) outputs data

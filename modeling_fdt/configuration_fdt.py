@@ -149,8 +149,8 @@ class FDTConfig(PreTrainedConfig):
         "freeze_patch_embedding": (lambda value: isinstance(value, bool), "True or False"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a dict or None becomes a PreTrainedConfig
+    text_config: Any = None
     codebook_size: int = 16384
     codebook_dim: int = 512
     grounding_activation: str = "sparsemax"

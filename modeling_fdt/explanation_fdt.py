@@ -9,10 +9,10 @@ weights and `v = w' @ codebook` for the caption's.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 
@@ -68,14 +68,14 @@ class FDTExplanation(ModelOutput):
 
 
 def explain_outputs(
-    model: PreTrainedModel,
-    outputs: ModelOutput,
+    model: Any,
+    outputs: Any,
     pixel_values: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     top_k: int | None,
     codes: list[int] | torch.Tensor | None,
 ) -> FDTExplanation:
-    """What [`FDTModel.explain`] returns, from what the model returned for images, captions or both."""
+    """What [`FDTModel.explain`] returns, from the model and the [`FDTOutput`] for images, captions or both."""
     fields = {"logits_per_image": outputs.logits_per_image}
     if outputs.image_embeds is not None:
         queries, grid = get_patch_queries(model, outputs.vision_model_output.last_hidden_state, pixel_values)
@@ -99,7 +99,7 @@ def explain_outputs(
 
 
 def get_patch_queries(
-    model: PreTrainedModel, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor
+    model: Any, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[int, int]]:
     r"""
     What codes are compared with at every patch.
@@ -114,11 +114,11 @@ def get_patch_queries(
     """
     patch_features = model._select_patches(last_hidden_state, pixel_values)
     if last_hidden_state.ndim == 4:
-        grid = tuple(last_hidden_state.shape[2:])
+        grid_height, grid_width = last_hidden_state.shape[2:]
     else:
         patch_size = model.config.vision_config.patch_size
-        grid = find_patch_grid(patch_features.shape[1], tuple(pixel_values.shape[2:]), patch_size)
-    return model.vision_grounding.query_projection(patch_features), grid
+        grid_height, grid_width = find_patch_grid(patch_features.shape[1], pixel_values.shape[2:], patch_size)
+    return model.vision_grounding.query_projection(patch_features), (grid_height, grid_width)
 
 
 def score_codes(
@@ -142,7 +142,7 @@ def score_codes(
     return scores if attention_mask is None else scores.masked_fill(attention_mask[:, None] == 0, -torch.inf)
 
 
-def find_winning_tokens(token_scores: torch.Tensor, padded_length: int | None, token_pooling: str) -> torch.LongTensor:
+def find_winning_tokens(token_scores: torch.Tensor, padded_length: int | None, token_pooling: str) -> torch.Tensor:
     r"""
     The token with the highest score, or -1 where padding wins.
 
@@ -162,8 +162,8 @@ def find_winning_tokens(token_scores: torch.Tensor, padded_length: int | None, t
 
 
 def find_patch_grid(
-    num_patches: int, image_size: tuple[int, int], patch_size: int | tuple[int, int]
-) -> tuple[int, int]:
+    num_patches: int, image_size: tuple[int, ...], patch_size: int | tuple[int, ...]
+) -> tuple[int, ...]:
     r"""
     Rows and columns of a transformer's patches.
 
@@ -179,13 +179,13 @@ def find_patch_grid(
     Raises:
         ValueError: no number of halvings gives that many patches.
     """
-    patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    grid = tuple(size // patch for size, patch in zip(image_size, patch_size, strict=True))
+    patch_sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    grid = tuple(size // patch for size, patch in zip(image_size, patch_sides, strict=True))
     while math.prod(grid) > num_patches and max(grid) > 1:
         grid = tuple(math.ceil(side / 2) for side in grid)
     if math.prod(grid) != num_patches:
         raise ValueError(
-            f"{num_patches} patches are no grid of an image of {image_size} pixels with patches of {patch_size}."
+            f"{num_patches} patches are no grid of an image of {image_size} pixels with patches of {patch_sides}."
         )
     return grid
 

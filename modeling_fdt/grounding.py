@@ -220,7 +220,7 @@ def _pool_chunked(
     return pooled / _mean_divisor(is_valid, padded_length) if token_pooling == "mean" else pooled
 
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, Callable] = {
     "eager": _pool_eager,
     "chunked": _pool_chunked,
     "triton": partial(_pool_chunked, implementation="triton"),

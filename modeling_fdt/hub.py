@@ -80,7 +80,7 @@ def describe_training(arguments: TrainingArguments, state: TrainerState) -> dict
     """The facts of a training run, by the names under which a card lists them."""
     batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    facts = {
+    facts: dict[str, object] = {
         "steps": f"{state.global_step:,}",
         "epochs": f"{state.epoch or 0:.4g}",
         "examples in a step": f"{batch_size:,}",

@@ -8,6 +8,7 @@ Finite Discrete Tokens", CVPR 2023 (arXiv 2303.14865).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -113,9 +114,10 @@ class FDTPreTrainedModel(PreTrainedModel):
     """What all FDT models share: their configuration class, what of transformers they support, initialisation."""
 
     config: FDTConfig
+    codebook: nn.Parameter
     config_class = FDTConfig
     base_model_prefix = "fdt"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _no_split_modules = ["FDTGrounding"]
@@ -150,7 +152,7 @@ class FDTPreTrainedModel(PreTrainedModel):
                 parts = name_in_tower.split(".")
                 if parts[0] in ("pooler", unused_part) or parts[-1] == "mask_token":
                     parameter.requires_grad_(False)
-        if self.config.freeze_patch_embedding and hasattr(self, "vision_tower"):
+        if self.config.freeze_patch_embedding and isinstance(self, _ImageGrounding):
             try:
                 patch_embedding = self.vision_tower.get_input_embeddings()
             except NotImplementedError as error:
@@ -179,7 +181,7 @@ class FDTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.classifier.bias)
 
 
-def _get_tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def _get_tower_class(config: PreTrainedConfig) -> Any:
     # Some halves of two-tower models (SigLIP's text model) are not registered with AutoModel.
     by_name = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     tower_class = MODEL_MAPPING.get(type(config), by_name)
@@ -195,6 +197,11 @@ def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
 
 class _ImageGrounding:
     """The image half of an FDT model: the image tower and its grounding."""
+
+    config: Any
+    codebook: nn.Parameter
+    vision_tower: PreTrainedModel
+    vision_grounding: FDTGrounding
 
     def _build_image_half(self, config: FDTConfig) -> None:
         self.vision_tower = _build_tower(config.vision_config)
@@ -247,6 +254,11 @@ class _ImageGrounding:
 
 class _TextGrounding:
     """The text half of an FDT model: the text tower and its grounding."""
+
+    config: Any
+    codebook: nn.Parameter
+    text_tower: PreTrainedModel
+    text_grounding: FDTGrounding
 
     def _build_text_half(self, config: FDTConfig) -> None:
         self.text_tower = _build_tower(config.text_config)
@@ -305,7 +317,7 @@ class FDTVisionModel(_ImageGrounding, FDTPreTrainedModel):
     """The FDT image tower: an image tower, its grounding and the codebook. Loads from a full FDT checkpoint."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$", r"^classifier\."]
 
     def __init__(self, config: FDTConfig):
@@ -326,7 +338,7 @@ class FDTTextModel(_TextGrounding, FDTPreTrainedModel):
     """The FDT text tower: a text tower, its grounding and the codebook. Loads from a full FDT checkpoint."""
 
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^logit_scale$"]
 
     def __init__(self, config: FDTConfig):
@@ -519,7 +531,7 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
     """
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$"]
 
     def __init__(self, config: FDTConfig):

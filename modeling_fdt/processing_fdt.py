@@ -10,7 +10,7 @@ from .explanation_fdt import FDTExplanation, resample_heat_maps
 
 
 class FDTProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
 
 
 class FDTProcessor(ProcessorMixin):
@@ -78,6 +78,7 @@ class FDTProcessor(ProcessorMixin):
         """
         options = self.image_processor
         height, width = image_size
+        resized: tuple[int, ...]
         if not options.do_resize:
             resized = (height, width)
         elif options.size.get("shortest_edge"):
@@ -184,7 +185,10 @@ class FDTProcessor(ProcessorMixin):
             special token; and for each token the position of its word.
         """
         encoded = self.tokenizer(caption, truncation=True, return_offsets_mapping=True)
-        words, spans, word_of_token, last = [], [], [], None
+        words: list[list[int]] = []
+        spans: list[tuple[int, int] | None] = []
+        word_of_token: list[int] = []
+        last = None
         for token, word_id, span in zip(
             encoded["input_ids"], encoded.word_ids(), encoded["offset_mapping"], strict=True
         ):

@@ -5,6 +5,7 @@ import gzip
 import html
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -67,7 +68,8 @@ class FDTTokenizer(TokenizersBackend):
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "licence_file": "BPE_LICENSE"}
     model_input_names = ["input_ids", "attention_mask"]
-    model = BPE
+    model: Any = BPE
+    _tokenizer: Any
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class FDTTokenizer(TokenizersBackend):
         **kwargs,
     ):
         if vocab is None:
-            merges, licence_file = _read_merges(), _LICENCE_FILE
+            merges, licence_file = _read_merges(), str(_LICENCE_FILE)
             vocab = _build_vocabulary(merges, [mask_token, bos_token, eos_token])
         # Read now: a folder may be gone when the tokenizer is saved to another.
         self._licence = None if licence_file is None else Path(licence_file).read_text(encoding="utf-8")
@@ -146,7 +148,7 @@ def _read_merges() -> list[tuple[str, str]]:
     if not _MERGES_FILE.exists():
         raise ValueError(f"`vocab` must be given, for {_MERGES_FILE.name} is not there; or use `from_pretrained`.")
     with gzip.open(_MERGES_FILE, "rt", encoding="utf-8") as file:
-        return [tuple(line.split()) for line in file]
+        return [(first, second) for first, second in map(str.split, file)]
 
 
 def _build_vocabulary(merges: list[tuple[str, str]], special_tokens: list[str]) -> dict[str, int]:
