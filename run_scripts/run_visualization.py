@@ -1,0 +1,176 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Show what the codes of a trained model mean, as a gallery of web pages, figures and a table.
+
+    python -m run_scripts.run_visualization --model outputs/emoji_two_styles --data data/emoji_two_styles \
+        --split test --output_dir outputs/gallery
+
+One pass over the data, in memory that does not grow with them, keeps what each code is strongest in.
+Then `output_dir` holds index.html (open it in a browser; it needs no server and no network), pages of codes and
+pictures, codes.parquet, and figures/*.png. See docs/explanation.md.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, IterableDataset
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts.data_source import check_columns, open_dataset
+from run_scripts.embedding import load_model
+from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
+from run_scripts.visualization.code_summary import summarize_codes, write_parquet
+from run_scripts.visualization.coherence import Label, content_words
+from run_scripts.visualization.figures import write_figures
+from run_scripts.visualization.gallery import GalleryText, write_gallery
+from run_scripts.visualization.records import BatchRecords
+
+
+logger = logging.getLogger(__name__)
+
+# How many rows stand for the whole data set where words and categories are compared with those of random rows.
+SAMPLE_SIZE = 5000
+
+
+@dataclass
+class VisualizationArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of an FDT model with its processor."})
+    data: str = field(metadata={"help": "A folder written by save_to_disk, or what load_dataset takes."})
+    output_dir: str = field(metadata={"help": "New or empty folder for the gallery."})
+    split: str = field(default="test", metadata={"help": "Split of the data set."})
+    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
+    caption_column: str = field(default="caption", metadata={"help": "Column of captions; of a list the first."})
+    category_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of categories, by which coherence is measured. Without it: by words of captions."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed, without a download."})
+    max_rows: int | None = field(default=None, metadata={"help": "Stop after so many rows."})
+    batch_size: int = field(default=64, metadata={"help": "Rows in a forward pass."})
+    device: str = field(default="cpu", metadata={"help": "Where the model runs, e.g. `cuda`."})
+    num_examples: int = field(default=8, metadata={"help": "Pictures and captions shown for each code."})
+    max_pages: int = field(default=2048, metadata={"help": "Codes with a page, those that fire most."})
+    thumbnail_size: int = field(default=96, metadata={"help": "Longest side of pictures in the gallery, in pixels."})
+    figure_codes: list[int] | None = field(
+        default=None, metadata={"help": "Codes in the figures; without it the twelve most coherent."}
+    )
+    num_draws: int = field(default=1000, metadata={"help": "Random draws that a code's coherence is compared with."})
+    seed: int = field(default=42, metadata={"help": "Of the random draws."})
+
+    def __post_init__(self):
+        for name in ("max_rows", "batch_size", "num_examples", "max_pages", "thumbnail_size", "num_draws"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass
+class Collected:
+    """What one pass over the data left: statistics of both modalities, and labels of a sample of rows."""
+
+    image: ModalityStatistics
+    text: ModalityStatistics
+    sample: Sample
+
+
+@torch.inference_mode()
+def collect(
+    model: FDTModel, processor: FDTProcessor, dataset: Dataset | IterableDataset, arguments: VisualizationArguments
+) -> Collected:
+    """Pass once over the data; writes thumbnails into the folder `pictures` of `output_dir`."""
+    thumbnails = Path(arguments.output_dir) / "pictures"
+    thumbnails.mkdir(parents=True, exist_ok=True)
+    codebook_size = model.config.codebook_size
+    image = ModalityStatistics(codebook_size, arguments.num_examples)
+    text = ModalityStatistics(codebook_size, arguments.num_examples)
+    sample = Sample(SAMPLE_SIZE, arguments.seed)
+    num_rows = len(dataset) if isinstance(dataset, Dataset) else arguments.max_rows
+    progress = tqdm(total=num_rows, desc="embedding", unit="row")
+    for columns in dataset.iter(arguments.batch_size):
+        rows = _read_rows(columns, dataset, arguments)
+        images, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
+        inputs = processor(images=images, text=captions, return_tensors="pt").to(model.device)
+        outputs = model(**inputs, return_loss=False)
+        records = BatchRecords(
+            model, processor, rows, image.num_items, inputs, outputs, arguments.thumbnail_size, thumbnails
+        )
+        image_ids = [image.num_items + row for row in range(len(rows))]
+        for row in image.update(
+            outputs.image_code_weights.float().cpu(), image_ids, records.picture, records.heat_maps
+        ):
+            (thumbnails / f"{row}.webp").unlink()
+        # Equal captions are one: a code shows each only once.
+        text_ids = [_caption_id(caption) for caption in captions]
+        text.update(outputs.text_code_weights.float().cpu(), text_ids, records.caption, records.marked_words)
+        for row in rows:
+            sample.add(row["label"])
+        progress.update(len(rows))
+    progress.close()
+    if image.num_items == 0:
+        raise ValueError(f"split={arguments.split!r} of {arguments.data!r} has no rows")
+    return Collected(image, text, sample)
+
+
+def _read_rows(
+    columns: dict[str, list], dataset: Dataset | IterableDataset, arguments: VisualizationArguments
+) -> list[dict[str, Any]]:
+    captions = [caption[0] if isinstance(caption, list) else caption for caption in columns[arguments.caption_column]]
+    categories = [None] * len(captions)
+    if arguments.category_column is not None:
+        feature = dataset.features[arguments.category_column] if dataset.features else None
+        name = feature.int2str if isinstance(feature, ClassLabel) else str
+        categories = [name(category) for category in columns[arguments.category_column]]
+    return [
+        {"image": image, "caption": caption, "label": Label(content_words(caption), category)}
+        for image, caption, category in zip(columns[arguments.image_column], captions, categories, strict=True)
+    ]
+
+
+def _caption_id(caption: str) -> int:
+    """A number below 2^56 that no other caption has, but for a chance of about 1 in 10^5 among a million."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")
+
+
+def main(arguments: VisualizationArguments) -> None:
+    output_dir = Path(arguments.output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"output_dir={arguments.output_dir!r} is not empty")
+    dataset = open_dataset(arguments.data, arguments.split, streaming=arguments.streaming)
+    names = ("image_column", "caption_column", "category_column")
+    check_columns(dataset, **{name: getattr(arguments, name) for name in names})
+    if arguments.max_rows is not None:
+        dataset = dataset.take(arguments.max_rows)
+    model, processor = load_model(arguments.model, arguments.device)
+    if not hasattr(model, "codebook"):
+        raise ValueError(f"model={arguments.model!r} is a {type(model).__name__}, which has no codes")
+    codebook_size = model.config.codebook_size
+    wrong = [code for code in arguments.figure_codes or [] if not 0 <= code < codebook_size]
+    if wrong:
+        raise ValueError(f"figure_codes must be from 0 to {codebook_size - 1}, got {wrong}")
+
+    collected = collect(model, processor, dataset, arguments)
+    text = GalleryText(model=Path(arguments.model).name, data=f"{Path(arguments.data).name}, split {arguments.split}")
+    finish(collected, model.codebook.detach().float().cpu(), text, arguments)
+
+
+def finish(collected: Collected, codebook: torch.Tensor, text: GalleryText, arguments: VisualizationArguments) -> None:
+    """What follows the pass over the data: summaries of the codes, web pages, table, figures."""
+    output_dir = Path(arguments.output_dir)
+    codes = summarize_codes(
+        collected.image, collected.text, collected.sample.items, codebook, arguments.num_draws, arguments.seed
+    )
+    write_parquet(codes, collected.image, collected.text, output_dir / "codes.parquet")
+    # Figures first: the gallery removes thumbnails that none of its pages shows.
+    write_figures(codes, collected.image, collected.text, arguments.figure_codes, output_dir)
+    write_gallery(codes, collected.image, collected.text, text, arguments.max_pages, output_dir)
+    logger.info("open %s in a browser", output_dir / "index.html")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main(*HfArgumentParser(VisualizationArguments, allow_abbrev=False).parse_args_into_dataclasses())

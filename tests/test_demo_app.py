@@ -1,0 +1,69 @@
+"""The interactive demo: what its function returns, and the page on this machine, called as a browser calls it."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+# Before gradio is imported: nothing of a test may leave this machine.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+gradio = pytest.importorskip("gradio", reason="needs the extra [app]")
+
+from run_scripts import demo_app  # noqa: E402
+
+
+def test_labels():
+    assert demo_app.split_labels(" a cat, a dog\n\na cat ,") == ["a cat", "a dog"]
+    with pytest.raises(gradio.Error, match="at least one label"):
+        demo_app.split_labels(" ,\n")
+
+
+def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, images):
+    probabilities, heat_maps, additions, shared = demo_app.explain(
+        tiny_model, tiny_processor, images[1], "a cat, <b>dog</b>", 3
+    )
+    inputs = tiny_processor(images=images[1], text=["a cat", "<b>dog</b>"], return_tensors="pt")
+    outputs, explanation = tiny_model(**inputs), tiny_model.explain(**inputs, top_k=3)
+    expected = outputs.logits_per_image.softmax(dim=-1)[0].tolist()
+    assert list(probabilities) == ["a cat", "<b>dog</b>"]
+    assert list(probabilities.values()) == pytest.approx(expected, abs=1e-6)
+    assert len(heat_maps) == 3 and heat_maps[0][0].shape == (64, 33, 3)
+    codes = explanation.image_codes[0].tolist()
+    assert [title.split(",")[0] for _, title in heat_maps] == [f"code {code}" for code in codes]
+    best = max(probabilities, key=probabilities.get)
+    place = list(probabilities).index(best)
+    assert [row[:2] for row in additions[:3]] == [[best, code] for code in codes]
+    assert [row[2] for row in additions[:3]] == pytest.approx(
+        explanation.image_contributions[0, place].tolist(), abs=1e-4
+    )
+    assert shared[0][0] == best and shared[0][1] == pytest.approx(outputs.logits_per_image[0, place].item(), abs=1e-3)
+    assert shared[0][3].startswith(f"{explanation.shared_codes[0, place, 0].item()} (+")
+    with pytest.raises(gradio.Error, match="Drop a picture"):
+        demo_app.explain(tiny_model, tiny_processor, None, "a cat", 3)
+
+
+def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
+    from gradio_client import Client, handle_file
+
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    app = demo_app.build_app(tiny_model, tiny_processor)
+    assert not app.analytics_enabled
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False, download_files=str(tmp_path / "answers"))
+        answer = client.predict(handle_file(tmp_path / "picture.png"), "a cat, a dog", 2, api_name="/explain")
+    finally:
+        app.close()
+    probabilities, heat_maps, additions, shared = answer
+    assert {row["label"] for row in probabilities["confidences"]} == {"a cat", "a dog"}
+    assert sum(row["confidence"] for row in probabilities["confidences"]) == pytest.approx(1, abs=1e-5)
+    assert len(heat_maps) == 2 and len(additions["data"]) == 4 and len(shared["data"]) == 2
+
+
+def test_a_model_without_codes_is_refused(monkeypatch):
+    monkeypatch.setattr(demo_app, "load_model", lambda name: (object(), None))
+    with pytest.raises(ValueError, match="model='clip' is a object, which has no codes"):
+        demo_app.main(demo_app.AppArguments(model="clip"))
