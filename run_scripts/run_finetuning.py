@@ -1,0 +1,528 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Fine-tune an FDT checkpoint on labelled or captioned pictures.
+
+    python -m run_scripts.run_finetuning run_scripts/configs/finetune_emoji.json
+    python -m run_scripts.run_finetuning --model_name_or_path ... --task classification --dataset ... --output_dir ...
+
+A JSON file holds the same names as the flags; either way an unknown one is an error. The held-out split is evaluated
+before and after training; both results are in `results.json` beside the model.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import ClassLabel, Dataset
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import (
+    BatchFeature,
+    EvalPrediction,
+    HfArgumentParser,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
+from run_scripts.data_source import check_columns, decode_picture, leave_undecoded, open_dataset
+from run_scripts.embedding import embed_captions
+from run_scripts.metrics import cosine_scores, recall_at
+from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.training_data import ContrastiveCollator, parse_json
+
+
+logger = logging.getLogger(__name__)
+
+LORA_TARGET_MODULES = ["q_proj", "v_proj"]  # of CLIP's and SigLIP's attention
+
+
+@dataclass
+class FineTuningArguments:
+    """What to fine-tune, to what end, and which of its weights."""
+
+    model_name_or_path: str = field(metadata={"help": "An FDT checkpoint with its processor: a folder or a Hub name."})
+    task: Literal["classification", "contrastive"] = field(
+        metadata={"help": "Labelled pictures for an image classifier, or captioned ones for the model itself."}
+    )
+    train: Literal["all", "classifier", "lora"] = field(
+        default="all",
+        metadata={"help": "All weights, the classifier alone (a linear probe), or LoRA adapters and the classifier."},
+    )
+    zero_shot_template: str | None = field(
+        default=None,
+        metadata={"help": "Caption of a class, with {} for its name: start from the zero-shot classifier it makes."},
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the adapters, with train=lora."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Names of linear or convolutional modules of the towers; default {LORA_TARGET_MODULES}."},
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "Save the whole model with the adapters merged in, not the adapters alone."}
+    )
+
+    def __post_init__(self):
+        if self.task == "contrastive":
+            if self.train == "classifier":
+                raise ValueError("train='classifier' needs task='classification', got task='contrastive'")
+            if self.zero_shot_template is not None:
+                raise ValueError("zero_shot_template needs task='classification', got task='contrastive'")
+        if self.zero_shot_template is not None and self.zero_shot_template.count("{}") != 1:
+            raise ValueError(f"zero_shot_template must hold {{}} once, got {self.zero_shot_template!r}")
+        if self.train == "lora" and (self.lora_rank is None or self.lora_rank < 1):
+            raise ValueError(f"train='lora' needs a lora_rank of at least 1, got {self.lora_rank}")
+        for name in ("lora_rank", "lora_target_modules", "merge_lora"):
+            if self.train != "lora" and getattr(self, name):
+                raise ValueError(f"{name} needs train='lora', got train={self.train!r}")
+
+
+@dataclass
+class FineTuningDataArguments:
+    """What to train and to evaluate on."""
+
+    dataset: str = field(
+        metadata={"help": "A folder of pictures, one written by save_to_disk, or what load_dataset takes."}
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
+    validation_share: float | None = field(
+        default=None, metadata={"help": "Share of train_split to hold out instead, drawn by seed."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
+    label_column: str = field(default="label", metadata={"help": "Column of classes: numbers with names, or names."})
+    caption_column: str = field(
+        default="caption",
+        metadata={"help": "Column of captions. Of a list, one is drawn at every visit, the first in evaluation."},
+    )
+    distinct_column: str | None = field(
+        default=None, metadata={"help": "Column whose values must all differ within a global batch (contrastive)."}
+    )
+    augmentation: dict | str | None = field(
+        default=None,
+        metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."},
+    )
+
+    def __post_init__(self):
+        self.augmentation = parse_json("augmentation", self.augmentation)
+        if (self.validation_split is None) == (self.validation_share is None):
+            raise ValueError(
+                "give either validation_split or validation_share, got "
+                f"validation_split={self.validation_split!r} and validation_share={self.validation_share!r}"
+            )
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share}")
+        if self.validation_split == self.train_split:
+            raise ValueError(f"validation_split must not be train_split, got {self.train_split!r} for both")
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[FineTuningArguments, FineTuningDataArguments, FDTTrainingArguments]:
+    """Read one JSON file, or flags."""
+    parser = HfArgumentParser((FineTuningArguments, FineTuningDataArguments, FDTTrainingArguments), allow_abbrev=False)
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_splits(arguments: FineTuningDataArguments, column: str, seed: int) -> list[Dataset]:
+    """The rows to train on and those to evaluate on.
+
+    Args:
+        arguments: name the splits and columns.
+        column: which argument names the column of targets, `label_column` or `caption_column`.
+        seed: of the draw, where a share is held out.
+    """
+    names = [name for name in (arguments.train_split, arguments.validation_split) if name is not None]
+    splits = [open_dataset(arguments.dataset, name, config_name=arguments.config_name) for name in names]
+    columns = {name: getattr(arguments, name) for name in ("image_column", column, "distinct_column")}
+    for split in splits:
+        check_columns(split, **columns)
+    if arguments.validation_share is not None:
+        parts = splits[0].train_test_split(arguments.validation_share, seed=seed)
+        splits = [parts["train"], parts["test"]]
+    return [leave_undecoded(split, arguments.image_column) for split in splits]
+
+
+def decode_rows(rows: dict[str, list], column: str) -> dict[str, list]:
+    """Columns of rows, with the pictures of one column decoded.
+
+    Raises:
+        ValueError: a picture cannot be decoded; it is named.
+    """
+    return {name: [_decode(v) for v in values] if name == column else values for name, values in rows.items()}
+
+
+def _decode(picture: dict | None) -> Image.Image:
+    if picture is None:
+        raise ValueError("a row has no picture")
+    try:
+        return decode_picture(picture)
+    except Exception as error:  # decoders of broken files raise whatever they stumble over
+        raise ValueError(f"picture {picture['path'] or '(without a name)'} cannot be decoded: {error}") from error
+
+
+def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) -> tuple[Dataset, Dataset, list[str]]:
+    """Both splits with the same `ClassLabel` in a column of class numbers with names, or of names alone.
+
+    Returns:
+        The two splits, and the names of the classes by number.
+
+    Raises:
+        ValueError: a row has no label, there are fewer than two classes, or the splits do not have the same ones.
+    """
+    for split in (train_dataset, eval_dataset):
+        missing = [row for row, label in enumerate(split[column]) if label is None or label == -1]
+        if missing:
+            raise ValueError(f"label_column={column!r} is empty in {len(missing)} rows, the first is row {missing[0]}")
+    if not isinstance(train_dataset.features[column], ClassLabel):
+        names = [str(label) for label in sorted(set(train_dataset[column]))]
+        unknown = sorted(set(map(str, eval_dataset[column])) - set(names))
+        if unknown:
+            raise ValueError(f"the split to evaluate on has classes that the one to train on lacks: {unknown}")
+        train_dataset, eval_dataset = (
+            split.remove_columns(column).add_column(
+                column, [names.index(str(label)) for label in split[column]], feature=ClassLabel(names=names)
+            )
+            for split in (train_dataset, eval_dataset)
+        )
+    names, eval_names = (split.features[column].names for split in (train_dataset, eval_dataset))
+    if names != eval_names:
+        raise ValueError(f"the splits must have the same classes in one order, got {names} and {eval_names}")
+    num_present = len(set(train_dataset[column]))
+    if num_present < 2:
+        raise ValueError(f"a classifier needs at least 2 classes in label_column={column!r}, got {num_present}")
+    return train_dataset, eval_dataset, names
+
+
+def check_captions(dataset: Dataset, column: str) -> None:
+    """Raise a ValueError for the first row whose caption is missing or empty."""
+    for row, captions in enumerate(dataset[column]):
+        captions = captions if isinstance(captions, list) else [captions]
+        if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+            raise ValueError(f"caption_column={column!r} holds no caption in row {row}, got {captions}")
+
+
+class ClassificationCollator(ContrastiveCollator):
+    """Turns rows into `pixel_values` and `labels`; pictures are augmented as a [`ContrastiveCollator`] does it."""
+
+    def __init__(self, processor: FDTProcessor, image_column: str, label_column: str, augmentation: dict | None):
+        super().__init__(processor, image_column, "", augmentation)
+        self.label_column = label_column
+
+    def __call__(self, rows: list[dict]) -> BatchFeature:
+        images = [row[self.image_column] for row in rows]
+        if self.augmentation is None:
+            inputs = self.processor(images=images, return_tensors="pt")
+        else:
+            inputs = BatchFeature({"pixel_values": self.augment(images)})
+        inputs["labels"] = torch.tensor([row[self.label_column] for row in rows])
+        return inputs
+
+
+class _EvaluatesAsInUse:
+    """Trainer that evaluates on every row, by a collator of its own: without augmentation."""
+
+    def __init__(self, *args, eval_collator, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        in_training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = in_training
+
+
+class ClassificationTrainer(_EvaluatesAsInUse, Trainer):
+    """Trainer of an image classifier."""
+
+
+class ContrastiveTrainer(_EvaluatesAsInUse, FDTTrainer):
+    """FDTTrainer of a model that was trained before."""
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of pictures whose highest logit is that of their class."""
+    logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
+    return {"accuracy": recall_at(logits, F.one_hot(labels, logits.shape[1]).bool(), k=1)}
+
+
+def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
+    """R@1, 5 and 10 among all pictures and captions of a split; equal captions are right for each other's picture."""
+    image_embeds, text_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    numbers = torch.tensor([numbers[caption] for caption in captions])
+    is_relevant = numbers[:, None] == numbers
+    scores = cosine_scores(image_embeds, text_embeds)
+    return {
+        f"{direction}_recall_at_{k}": recall_at(direction_scores, is_relevant, k)
+        for direction, direction_scores in (("image_to_text", scores), ("text_to_image", scores.T))
+        for k in (1, 5, 10)
+    }
+
+
+def load_checkpoint(
+    model_class: type[PreTrainedModel], name_or_path: str, may_lack: str | None = None, **kwargs
+) -> PreTrainedModel:
+    """Load a checkpoint that holds all weights of a class, but for those whose name starts with `may_lack`."""
+    model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    missing = sorted(key for key in report["missing_keys"] if may_lack is None or not key.startswith(may_lack))
+    if missing:
+        raise ValueError(
+            f"model_name_or_path={name_or_path!r} lacks {len(missing)} weights of {model_class.__name__}: "
+            f"{missing[:3]}, ..."
+        )
+    return model
+
+
+def load_classifier(name_or_path: str, names: list[str]) -> FDTForImageClassification:
+    """The image tower of a checkpoint with a classifier of these classes, new unless the checkpoint has one.
+
+    Raises:
+        ValueError: the checkpoint's classifier has other classes.
+    """
+    config = FDTConfig.from_pretrained(name_or_path)
+    known = list(config.id2label.values())
+    if "FDTForImageClassification" in (config.architectures or []) and known != names:
+        raise ValueError(
+            f"model_name_or_path={name_or_path!r} classifies {known}, the data have the classes {names}; start from "
+            "the checkpoint that it was made of"
+        )
+    return load_checkpoint(
+        FDTForImageClassification,
+        name_or_path,
+        may_lack="classifier.",
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        problem_type="single_label_classification",
+    )
+
+
+@torch.no_grad()
+def set_zero_shot_classifier(
+    classifier: nn.Linear, name_or_path: str, processor: FDTProcessor, captions: list[str]
+) -> None:
+    """Make a linear layer on image embeddings the zero-shot classifier of one caption for each class."""
+    model = load_checkpoint(FDTModel, name_or_path).eval()
+    embeds = embed_captions(model, processor, captions).embeds
+    scale = model.logit_scale.clamp(max=model.config.logit_scale_max).exp()
+    classifier.weight.copy_(scale * embeds)
+    classifier.bias.zero_()
+
+
+def freeze_all_but_classifier(model: FDTForImageClassification) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier."))
+
+
+def keep_statistics_of_frozen_norms(model: nn.Module) -> None:
+    """Keep batch norms in evaluation mode whose weight is frozen: training would go on changing their statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            # Trainer puts the whole model into training mode at every step.
+            module.register_forward_pre_hook(_put_into_evaluation_mode)
+
+
+def _put_into_evaluation_mode(module: nn.Module, inputs: tuple) -> None:
+    module.eval()
+
+
+def add_lora(model: PreTrainedModel, rank: int, target_modules: list[str]) -> nn.Module:
+    """Put LoRA adapters on the towers; of all other weights only those of a classifier stay trainable.
+
+    Args:
+        model: an FDT model.
+        rank: of the adapters; their scale is 2, so that a good learning rate changes little with the rank.
+        target_modules: names of linear or convolutional modules, or the ends of their dotted paths.
+
+    Returns:
+        `peft.PeftModel`
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: a name fits no module, or none fits a module of one of the towers.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("train='lora' needs peft, which `pip install -e '.[train]'` installs") from error
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    towers = [tower for tower in ("vision_tower", "text_tower") if hasattr(model, tower)]
+    adapted = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in target_modules}
+    adapted_names = [name for names in adapted.values() for name in names]
+    if not all(adapted.values()) or not all(any(n.startswith(tower) for n in adapted_names) for tower in towers):
+        choices = {tower: sorted({_last_name(n) for n in layers if n.startswith(tower)}) for tower in towers}
+        raise ValueError(
+            f"lora_target_modules must each fit a module, and some in every tower, got {target_modules}; "
+            f"modules that LoRA can adapt: {choices}"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=target_modules,
+        modules_to_save=["classifier"] if hasattr(model, "classifier") else None,
+    )
+    return get_peft_model(model, config)
+
+
+def _last_name(path: str) -> str:
+    """The end of a dotted path that tells a module's role: `fc1`, `projection.0`."""
+    parts = path.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
+def prepare_classification(
+    arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, splits: list[Dataset]
+) -> tuple[dict, FDTProcessor]:
+    """What the trainer of a classifier takes, and the processor."""
+    name, columns = arguments.model_name_or_path, (data_arguments.image_column, data_arguments.label_column)
+    train_dataset, eval_dataset, names = encode_labels(*splits, data_arguments.label_column)
+    model, processor = load_classifier(name, names), FDTProcessor.from_pretrained(name)
+    if arguments.zero_shot_template is not None:
+        captions = [arguments.zero_shot_template.format(name) for name in names]
+        set_zero_shot_classifier(model.classifier, name, processor, captions)
+    parts = {
+        "model": model,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "data_collator": ClassificationCollator(processor, *columns, data_arguments.augmentation),
+        "eval_collator": ClassificationCollator(processor, *columns, None),
+        "compute_metrics": compute_accuracy,
+    }
+    return parts, processor
+
+
+def prepare_contrastive(
+    arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, splits: list[Dataset]
+) -> tuple[dict, FDTProcessor]:
+    """What the trainer of a contrastive model takes, and the processor."""
+    name, columns = arguments.model_name_or_path, (data_arguments.image_column, data_arguments.caption_column)
+    for split in splits:
+        check_captions(split, data_arguments.caption_column)
+    train_dataset, eval_dataset = splits
+    captions = [c[0] if isinstance(c, list) else c for c in eval_dataset[data_arguments.caption_column]]
+    eval_dataset = eval_dataset.remove_columns(columns[1]).add_column(columns[1], captions)
+    model, processor = load_checkpoint(FDTModel, name), FDTProcessor.from_pretrained(name)
+    parts = {
+        "model": model,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "data_collator": ContrastiveCollator(processor, *columns, data_arguments.augmentation),
+        "eval_collator": ContrastiveCollator(processor, *columns, None),
+        "compute_metrics": partial(compute_retrieval, captions=captions),
+        "distinct_column": data_arguments.distinct_column,
+    }
+    return parts, processor
+
+
+def check_arguments(
+    arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, training_arguments: FDTTrainingArguments
+) -> None:
+    """Raise a ValueError for arguments that do not go together, or a checkpoint that is not one to start from."""
+    if arguments.task == "classification" and data_arguments.distinct_column is not None:
+        raise ValueError("distinct_column needs task='contrastive', got task='classification'")
+    # A classifier has no logit scale, and adapters do not carry a changed codebook, temperature or logit scale.
+    own = {field.name for field in fields(TrainingArguments)}
+    for option in fields(FDTTrainingArguments):
+        if option.name not in own and getattr(training_arguments, option.name) != option.default:
+            if arguments.task != "contrastive" or arguments.train != "all":
+                raise ValueError(
+                    f"{option.name} needs task='contrastive' and train='all', got task={arguments.task!r} and "
+                    f"train={arguments.train!r}"
+                )
+    name = arguments.model_name_or_path
+    if find_adapter_config_file(name) is not None:
+        raise ValueError(f"model_name_or_path={name!r} holds adapters; fine-tune a model that they are merged into")
+    model_type = FDTConfig.get_config_dict(name)[0].get("model_type")
+    if model_type != FDTConfig.model_type:
+        raise ValueError(f"model_name_or_path={name!r} must hold an FDT model, it holds one of type {model_type!r}")
+
+
+def build_trainer(
+    arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, training_arguments: FDTTrainingArguments
+) -> Trainer:
+    """Open the data, load the model, freeze what does not train, and join them."""
+    check_arguments(arguments, data_arguments, training_arguments)
+    is_classifier = arguments.task == "classification"
+    splits = load_splits(
+        data_arguments, "label_column" if is_classifier else "caption_column", training_arguments.seed
+    )
+    batch_size = training_arguments.train_batch_size * training_arguments.world_size
+    if training_arguments.dataloader_drop_last and len(splits[0]) < batch_size:
+        raise ValueError(
+            f"a global batch of {batch_size} needs as many pictures to train on, got {len(splits[0])}; "
+            "lower per_device_train_batch_size"
+        )
+    prepare = prepare_classification if is_classifier else prepare_contrastive
+    parts, processor = prepare(arguments, data_arguments, splits)
+    for name in ("train_dataset", "eval_dataset"):
+        parts[name] = parts[name].with_transform(partial(decode_rows, column=data_arguments.image_column))
+    if arguments.train == "classifier":
+        freeze_all_but_classifier(parts["model"])
+    elif arguments.train == "lora":
+        target_modules = arguments.lora_target_modules or LORA_TARGET_MODULES
+        parts["model"] = add_lora(parts["model"], arguments.lora_rank, target_modules)
+    keep_statistics_of_frozen_norms(parts["model"])
+    trainer_class = ClassificationTrainer if is_classifier else ContrastiveTrainer
+    return trainer_class(**parts, args=training_arguments, processing_class=processor)
+
+
+def format_results(results: dict[str, dict[str, float]]) -> str:
+    """What evaluation gave before and after as a Markdown table: the loss as it is, shares in per cent."""
+    lines = ["| held-out split | before | after |", "|---|---|---|"]
+    for name, before in results["before"].items():
+        form = ".3f" if name.endswith("loss") else ".1%"
+        lines.append(f"| {name.removeprefix('eval_')} | {before:{form}} | {results['after'][name]:{form}} |")
+    return "\n".join(lines)
+
+
+def without_timings(metrics: dict[str, float]) -> dict[str, float]:
+    """What evaluation says of the model: its loss and metrics."""
+    timings = ("_runtime", "_per_second", "_time", "epoch", "step")
+    return {name: value for name, value in metrics.items() if not name.endswith(timings)}
+
+
+def finetune(
+    arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, training_arguments: FDTTrainingArguments
+) -> Trainer:
+    """Train; save the model or its adapters, the processor and results.json in `training_arguments.output_dir`."""
+    output_dir = Path(training_arguments.output_dir)
+    if training_arguments.resume_from_checkpoint is None and output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"output_dir={str(output_dir)!r} is not empty; remove it, or give resume_from_checkpoint")
+    set_seed(training_arguments.seed)
+    # By Trainer itself: after a call of `evaluate`, `train` would not synchronise processes (transformers 5.23).
+    training_arguments.eval_on_start = True
+    trainer = build_trainer(arguments, data_arguments, training_arguments)
+    trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    if arguments.merge_lora:
+        trainer.model = trainer.model.merge_and_unload()
+    before = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    results = {"before": without_timings(before), "after": without_timings(trainer.evaluate())}
+    if trainer.is_world_process_zero():
+        print("\n" + format_results(results))
+        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.train == "lora" and not arguments.merge_lora:
+            # peft leaves it out, and with it the names of the classes.
+            trainer.model.config.save_pretrained(output_dir)
+    trainer.save_state()
+    trainer.save_model()
+    return trainer
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    finetune(*parse_arguments(sys.argv[1:]))
