@@ -21,7 +21,6 @@ from datasets import ClassLabel, Dataset
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from transformers import (
     BatchFeature,
     EvalPrediction,
@@ -36,8 +35,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
 from run_scripts.data_source import check_columns, decode_picture, leave_undecoded, open_dataset
 from run_scripts.embedding import embed_captions
-from run_scripts.metrics import cosine_scores, recall_at
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.metrics import recall_at
+from run_scripts.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
 from run_scripts.training_data import ContrastiveCollator, parse_json
 
 
@@ -231,27 +230,11 @@ class ClassificationCollator(ContrastiveCollator):
         return inputs
 
 
-class _EvaluatesAsInUse:
-    """Trainer that evaluates on every row, by a collator of its own: without augmentation."""
-
-    def __init__(self, *args, eval_collator, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eval_collator = eval_collator
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        in_training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = in_training
-
-
-class ClassificationTrainer(_EvaluatesAsInUse, Trainer):
+class ClassificationTrainer(EvaluatesAsInUse, Trainer):
     """Trainer of an image classifier."""
 
 
-class ContrastiveTrainer(_EvaluatesAsInUse, FDTTrainer):
+class ContrastiveTrainer(EvaluatesAsInUse, FDTTrainer):
     """FDTTrainer of a model that was trained before."""
 
 
@@ -259,20 +242,6 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Share of pictures whose highest logit is that of their class."""
     logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
     return {"accuracy": recall_at(logits, F.one_hot(labels, logits.shape[1]).bool(), k=1)}
-
-
-def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
-    """R@1, 5 and 10 among all pictures and captions of a split; equal captions are right for each other's picture."""
-    image_embeds, text_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
-    numbers = {caption: number for number, caption in enumerate(captions)}
-    numbers = torch.tensor([numbers[caption] for caption in captions])
-    is_relevant = numbers[:, None] == numbers
-    scores = cosine_scores(image_embeds, text_embeds)
-    return {
-        f"{direction}_recall_at_{k}": recall_at(direction_scores, is_relevant, k)
-        for direction, direction_scores in (("image_to_text", scores), ("text_to_image", scores.T))
-        for k in (1, 5, 10)
-    }
 
 
 def load_checkpoint(

@@ -22,8 +22,7 @@ from transformers import AutoConfig, AutoProcessor, HfArgumentParser, ProcessorM
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.configuration_fdt import get_context_length
 from run_scripts.clip_baseline import CLIPBaseline, build_clip
-from run_scripts.run_finetuning import compute_retrieval
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
 from run_scripts.training_data import (
     ContrastiveCollator,
     DataArguments,
@@ -65,16 +64,12 @@ class ModelArguments:
             raise ValueError("image_processor_config is for new models; a checkpoint brings its own image processor")
 
 
-class PretrainingTrainer(FDTTrainer):
-    """FDTTrainer that reads a [`PairStream`], logs what was skipped, and evaluates without augmentation.
+class PretrainingTrainer(EvaluatesAsInUse, FDTTrainer):
+    """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to."""
 
-    Args:
-        eval_collator: as `data_collator`, for evaluation.
-    """
-
-    def __init__(self, *args, data_collator: ContrastiveCollator, eval_collator: ContrastiveCollator, **kwargs):
+    def __init__(self, *args, data_collator: ContrastiveCollator, **kwargs):
         super().__init__(*args, data_collator=data_collator, **kwargs)
-        self.augmentation, self.eval_collator = data_collator.augmentation, eval_collator
+        self.augmentation = data_collator.augmentation
 
     def get_train_dataloader(self) -> DataLoader:
         dataloader = super().get_train_dataloader()
@@ -82,14 +77,6 @@ class PretrainingTrainer(FDTTrainer):
             # A PairStream gives each process its own part already.
             dataloader.dataset.num_processes, dataloader.dataset.process_index = 1, 0
         return dataloader
-
-    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
-        in_training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = in_training
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)

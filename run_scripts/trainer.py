@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ModelOutput
 
@@ -30,6 +30,7 @@ from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss, gath
 from run_scripts.cached_gradients import cached_gradient_losses
 from run_scripts.callbacks import LogitScaleClamp, TemperatureSchedule
 from run_scripts.code_health import CodeUsage, count_active, reseed_codes, usage_entropy
+from run_scripts.metrics import cosine_scores, recall_at
 from run_scripts.training_data import DistinctBatchSampler
 
 
@@ -350,6 +351,40 @@ class FDTTrainer(Trainer):
                 tags=tags or (),
                 training=describe_training(self.args, self.state),
             )
+
+
+class EvaluatesAsInUse:
+    """Makes a Trainer evaluate on every row, without augmentation.
+
+    Args:
+        eval_collator: as `data_collator`, for evaluation.
+    """
+
+    def __init__(self, *args, eval_collator: Callable[[list], Any], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        in_training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = in_training
+
+
+def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
+    """R@1, 5 and 10 among all pictures and captions of a split; equal captions are right for each other's picture."""
+    image_embeds, text_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    numbers = torch.tensor([numbers[caption] for caption in captions])
+    is_relevant = numbers[:, None] == numbers
+    scores = cosine_scores(image_embeds, text_embeds)
+    return {
+        f"{direction}_recall_at_{k}": recall_at(direction_scores, is_relevant, k)
+        for direction, direction_scores in (("image_to_text", scores), ("text_to_image", scores.T))
+        for k in (1, 5, 10)
+    }
 
 
 def is_complete(checkpoint: str | Path) -> bool:

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
+
+
+needs_auto_image_processor = pytest.mark.skipif(
+    getattr(AutoImageProcessor, "is_dummy", False), reason="transformers 5.17 guards AutoImageProcessor by torchvision"
+)
 
 
 def build_tiny_config(**kwargs) -> FDTConfig:

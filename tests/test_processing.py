@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
 
 from modeling_fdt import FDTImageProcessor, FDTProcessor, FDTTokenizer
+from tests.conftest import needs_auto_image_processor
 
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -156,4 +157,9 @@ def test_round_trip(tiny_processor, tmp_path, images, captions):
         batch = reloaded(images=images, text=captions, return_tensors="pt")
         for name in expected:
             torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
+
+
+@needs_auto_image_processor
+def test_auto_image_processor(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is FDTImageProcessor

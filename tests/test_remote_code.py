@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 import modeling_fdt
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor, FDTTextModel, FDTTokenizer, FDTVisionModel
-from tests.conftest import build_tiny_config
+from tests.conftest import build_tiny_config, needs_auto_image_processor
 
+
+pytestmark = needs_auto_image_processor
 
 LABELS = ["a cat", "two dogs", "Hello!"]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))

@@ -28,7 +28,8 @@ from modeling_fdt import (
     FDTVisionModel,
 )
 from run_scripts import run_finetuning
-from run_scripts.run_finetuning import compute_retrieval, finetune
+from run_scripts.run_finetuning import finetune
+from run_scripts.trainer import compute_retrieval
 
 
 CONFIGS = Path(run_finetuning.__file__).with_name("configs")
