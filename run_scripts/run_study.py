@@ -1,0 +1,520 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Compare FDT with its controls at equal compute, on drawings in styles that were never seen.
+
+    python -m run_scripts.run_study run_scripts/configs/study_emoji.json
+
+Every variant is tuned by the same number of trials, short runs that are judged on the split `validation`; its best
+trial is then trained in full with every seed and tested. Each run is one JSON file in `output_dir/runs`, and one that
+is there already is not run again. At the end `output_dir` holds the tables, results.md, and study.png.
+docs/study.md tells what was found.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import Dataset, DatasetDict, load_from_disk
+from PIL import Image
+from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, set_seed
+
+from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
+from modeling_fdt.configuration_fdt import get_context_length
+from run_scripts.controls import ControlConfig, ControlModel
+from run_scripts.data_source import check_columns
+from run_scripts.embedding import Features, embed_captions, embed_images
+from run_scripts.evaluation.codes import code_metrics, count_codes
+from run_scripts.evaluation.inputs import describe_data
+from run_scripts.evaluation.results import PACKAGES, find_commit
+from run_scripts.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from run_scripts.evaluation.zero_shot import classification_metrics
+from run_scripts.metrics import chance_recall_of, class_accuracy, cosine_scores
+from run_scripts.run_demo import all_concepts
+from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.training_data import ContrastiveCollator
+
+
+logger = logging.getLogger(__name__)
+
+MODELS = {"fdt": (FDTConfig, FDTModel), "control": (ControlConfig, ControlModel)}
+TEST_SPLITS = {"test": "unseen styles, seen concepts", "test_held_out": "unseen styles, unseen concepts"}
+SPLITS = ("train", "validation", *TEST_SPLITS)
+
+# What the tables show, by heading.
+SHARES = {
+    "top-1": "top_1",
+    "top-5": "top_5",
+    "image to text R@1": "image_to_text_r1",
+    "image to text R@5": "image_to_text_r5",
+    "text to image R@1": "text_to_image_r1",
+    "text to image R@5": "text_to_image_r5",
+    "category": "category",
+}
+CODES = {
+    "active per image": "active_per_image",
+    "active per caption": "active_per_caption",
+    "effective per image": "effective_per_image",
+    "dead": "dead_codes",
+}
+PLOTTED = "image_to_text_r5"
+
+
+@dataclass
+class StudyArguments:
+    """What is compared, and how often."""
+
+    variants: dict = field(
+        metadata={
+            "help": "By name: `model` (fdt or control), its `model_config`, and `trials`, each with what it tries: "
+            "a `model_config`, training arguments or both."
+        }
+    )
+    dataset: str = field(metadata={"help": "A folder written by save_to_disk, with the splits of SPLITS."})
+    model_config: dict = field(metadata={"help": "Fields that the configurations of all variants share."})
+    image_processor_config: dict = field(metadata={"help": "Options of FDTImageProcessor."})
+    seeds: list[int] = field(metadata={"help": "The best trial of each variant is trained with each of them."})
+    tuning_seed: int = field(metadata={"help": "Seed of all trials; none of `seeds`."})
+    tuning_steps: int = field(metadata={"help": "Training steps of a trial; `max_steps` are those of the rest."})
+    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of captions to train on. Of a list, one is drawn at every visit."}
+    )
+    distinct_column: str | None = field(
+        default=None, metadata={"help": "Column whose values must all differ within a batch."}
+    )
+    augmentation: dict | None = field(
+        default=None, metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."}
+    )
+
+    def __post_init__(self):
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed must be none of seeds={self.seeds}, got {self.tuning_seed}")
+        if self.tuning_steps < 1:
+            raise ValueError(f"tuning_steps must be at least 1, got {self.tuning_steps}")
+        if len({slug(name) for name in self.variants}) < max(len(self.variants), 1):
+            raise ValueError(f"names of variants must differ in letters or digits, got {list(self.variants)}")
+        trainable = {argument.name for argument in fields(FDTTrainingArguments)} - {"seed", "max_steps", "output_dir"}
+        for name, variant in self.variants.items():
+            if set(variant) != {"model", "model_config", "trials"}:
+                raise ValueError(f"variant {name!r} needs model, model_config and trials, got {sorted(variant)}")
+            if variant["model"] not in MODELS:
+                raise ValueError(f"model of variant {name!r} must be one of {list(MODELS)}, got {variant['model']!r}")
+            for number, trial in enumerate(variant["trials"]):
+                unknown = sorted(set(trial) - trainable - {"model_config"})
+                if unknown:
+                    raise ValueError(f"trial {number} of variant {name!r} has {unknown}, which a trial cannot try")
+                self.build_config(name, number)
+        numbers = {name: len(variant["trials"]) for name, variant in self.variants.items()}
+        if len(set(numbers.values())) != 1 or 0 in numbers.values():
+            raise ValueError(f"every variant must have the same number of trials, at least one, got {numbers}")
+
+    def merge_model_config(self, variant: str, trial: int) -> dict:
+        """The shared fields, those of the variant and those of its trial."""
+        parts = (self.variants[variant], self.variants[variant]["trials"][trial])
+        return {**self.model_config, **{k: v for part in parts for k, v in part.get("model_config", {}).items()}}
+
+    def build_config(self, variant: str, trial: int) -> FDTConfig | ControlConfig:
+        return MODELS[self.variants[variant]["model"]][0](**self.merge_model_config(variant, trial))
+
+
+def slug(name: str) -> str:
+    """A variant's name as part of a file's."""
+    return re.sub(r"\W+", "_", name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a trial of a variant, or, in full and with another seed, its best trial."""
+
+    variant: str
+    trial: int
+    seed: int
+    is_tuning: bool
+
+    @property
+    def name(self) -> str:
+        return f"{slug(self.variant)}-trial{self.trial}-seed{self.seed}"
+
+
+@dataclass
+class Study:
+    """A checked study with its data, ready to run.
+
+    Attributes:
+        arguments, training_arguments: as given.
+        collator: rows to inputs; its processor is that of all variants.
+        dataset: the four splits.
+        pictures: by split, each drawing at the size that the towers take, in memory.
+        concepts: name and category of every concept, the candidates of zero-shot classification.
+        data_sha256: of all drawings, captions and categories.
+    """
+
+    arguments: StudyArguments
+    training_arguments: FDTTrainingArguments
+    collator: ContrastiveCollator
+    dataset: DatasetDict
+    pictures: dict[str, list[Image.Image]]
+    concepts: dict[str, tuple[str, int]]
+    data_sha256: str
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.training_arguments.output_dir)
+
+    def settings(self, run: Run) -> dict:
+        """All that decides the outcome of a run, as JSON."""
+        arguments, variant = self.arguments, self.arguments.variants[run.variant]
+        training_arguments = self.build_training_arguments(run).to_dict()
+        return {
+            "model": variant["model"],
+            "model_config": arguments.merge_model_config(run.variant, run.trial),
+            "image_processor_config": arguments.image_processor_config,
+            "caption_column": arguments.caption_column,
+            "distinct_column": arguments.distinct_column,
+            "augmentation": arguments.augmentation,
+            "training_arguments": {k: v for k, v in training_arguments.items() if not k.endswith("_dir")},
+            "data_sha256": self.data_sha256,
+        }
+
+    def build_training_arguments(self, run: Run) -> FDTTrainingArguments:
+        trial = self.arguments.variants[run.variant]["trials"][run.trial]
+        return replace(
+            self.training_arguments,
+            output_dir=str(self.output_dir / "runs" / run.name),
+            seed=run.seed,
+            max_steps=self.arguments.tuning_steps if run.is_tuning else self.training_arguments.max_steps,
+            **{name: value for name, value in trial.items() if name != "model_config"},
+        )
+
+
+def parse_arguments(path: str) -> tuple[StudyArguments, FDTTrainingArguments]:
+    """Read a study's JSON file; an unknown name in it is an error."""
+    return HfArgumentParser((StudyArguments, FDTTrainingArguments)).parse_json_file(path)
+
+
+def prepare_study(arguments: StudyArguments, training_arguments: FDTTrainingArguments) -> Study:
+    """Check what can be checked before training, and bring all pictures to the towers' size.
+
+    Raises:
+        ValueError: the data set, one of its splits or one of its columns is missing, the augmentation is unknown,
+            max_steps is not given, or a trial's training arguments are refused.
+    """
+    if training_arguments.max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {training_arguments.max_steps}")
+    if not (Path(arguments.dataset) / "dataset_dict.json").exists():
+        raise ValueError(
+            f"dataset={arguments.dataset!r} is no folder written by save_to_disk; `python -m "
+            f"run_scripts.prepare_emoji_data --styles all --output_dir {arguments.dataset}` makes the emoji's"
+        )
+    dataset = load_from_disk(arguments.dataset)
+    if not set(SPLITS) <= set(dataset):
+        raise ValueError(f"dataset={arguments.dataset!r} must have the splits {SPLITS}, got {sorted(dataset)}")
+    image_column, caption_column = arguments.image_column, arguments.caption_column
+    columns = [image_column, caption_column, "concept", "caption", "category"]
+    for split in SPLITS:
+        check_columns(dataset[split], **dict(zip(columns, columns, strict=True)))
+        check_columns(dataset[split], distinct_column=arguments.distinct_column)
+
+    text_config = arguments.build_config(next(iter(arguments.variants)), 0).text_config
+    processor = FDTProcessor(
+        image_processor=FDTImageProcessor(**arguments.image_processor_config),
+        tokenizer=FDTTokenizer(model_max_length=get_context_length(text_config)),
+    )
+    digests = [describe_data(arguments.dataset, split, dataset[split], columns)["sha256"] for split in SPLITS]
+    study = Study(
+        arguments=arguments,
+        training_arguments=training_arguments,
+        collator=ContrastiveCollator(processor, image_column, caption_column, arguments.augmentation),
+        dataset=dataset,
+        pictures={split: shrink(dataset[split][image_column], processor.image_processor) for split in SPLITS},
+        concepts=all_concepts(dataset),
+        data_sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),
+    )
+    for variant, fields_of_variant in arguments.variants.items():
+        for number in range(len(fields_of_variant["trials"])):
+            study.build_training_arguments(Run(variant, number, arguments.tuning_seed, is_tuning=True))
+    return study
+
+
+def shrink(images: list[Image.Image], image_processor: FDTImageProcessor) -> list[Image.Image]:
+    """Pictures as the processor resizes and crops them, so that it need not do so at every visit."""
+    arrays = (image_processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0] for image in images)
+    return [Image.fromarray(array.transpose(1, 2, 0)) for array in arrays]
+
+
+def with_pictures(dataset: Dataset, pictures: list[Image.Image], image_column: str) -> Dataset:
+    """The data set with the given pictures, which stay in memory, in place of its own."""
+
+    def look_up(batch: dict[str, list]) -> dict[str, list]:
+        return {**batch, image_column: [pictures[row] for row in batch["row"]]} if "row" in batch else batch
+
+    dataset = dataset.remove_columns(image_column).add_column("row", list(range(len(dataset))))
+    return dataset.with_transform(look_up)
+
+
+class StepTimer(TrainerCallback):
+    """Takes the processor's time of every step: forward, backward and optimiser, without preparing the data.
+
+    Unlike the time on the wall it hardly depends on what else the machine does.
+    """
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.started = time.process_time()
+
+    def on_step_end(self, *args, **kwargs):
+        self.seconds.append(time.process_time() - self.started)
+
+
+def train(study: Study, run: Run) -> tuple[PreTrainedModel, dict]:
+    """Train one model; what it cost comes with it."""
+    set_seed(run.seed)
+    model_class = MODELS[study.arguments.variants[run.variant]["model"]][1]
+    model = model_class(study.arguments.build_config(run.variant, run.trial))
+    # Of no effect but speed: convolutions on a CPU take about two thirds of the time.
+    model.vision_tower.to(memory_format=torch.channels_last)
+    timer = StepTimer()
+    trainer = FDTTrainer(
+        model=model,
+        args=study.build_training_arguments(run),
+        data_collator=study.collator,
+        train_dataset=with_pictures(study.dataset["train"], study.pictures["train"], study.arguments.image_column),
+        distinct_column=study.arguments.distinct_column,
+        callbacks=[timer],
+    )
+    loss = trainer.train().training_loss
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(name.encode() + weights.cpu().contiguous().numpy().tobytes())
+    return model.eval(), {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "cpu_seconds_per_step": statistics.median(timer.seconds),
+        "mean_loss": loss,
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def evaluate(
+    images: Features, captions: Features, targets: torch.Tensor, categories: torch.Tensor
+) -> dict[str, float | None]:
+    """Zero-shot classification, retrieval and use of codes.
+
+    Args:
+        images: of the drawings.
+        captions: of the names of all concepts.
+        targets: (num_images,) the concept of each drawing.
+        categories: (num_concepts,) the category of each concept.
+
+    Returns:
+        `top_k` accuracy among all names; `category`, how often the best name is of the drawing's category; recalls
+        both ways between the drawings and the names of their own concepts, and their `rsum`. Of codes: how many are
+        above 0, how many would be if all that are had equal weight (`effective`: the exponential of the entropy), and
+        the share that is above 0 for no drawing and no name (`dead`); None for a model without codes.
+    """
+    scores = cosine_scores(images.embeds, captions.embeds)  # (num_images, num_concepts)
+    shown, positions = targets.unique(return_inverse=True)  # retrieval is among the concepts of this split
+    pairs = torch.stack([torch.arange(len(targets)), positions], dim=1)
+    found = {
+        **classification_metrics(scores, targets),
+        **retrieval_metrics(*retrieval_ranks(images.embeds, captions.embeds[shown], pairs), pairs),
+    }
+    results = {name: metric.value for name, metric in found.items()}
+    results["category"] = class_accuracy(scores, categories, categories[targets])
+    if images.code_weights is None:
+        return {**results, **dict.fromkeys(CODES.values())}
+    pairs = torch.stack([torch.arange(len(targets)), targets], dim=1)
+    codes = code_metrics(count_codes([images]), count_codes([captions]), pairs, seed=0)
+    return {
+        **results,
+        **{name: codes[name].value for name in CODES.values() if name in codes},
+        "effective_per_image": count_effective(images.code_weights),
+    }
+
+
+def count_effective(code_weights: torch.Tensor) -> float:
+    """Mean over rows, each of sum 1, of exp(entropy): k for k codes of equal weight."""
+    return torch.special.entr(code_weights).sum(dim=-1).exp().mean().item()
+
+
+def evaluate_splits(study: Study, model: PreTrainedModel, splits: list[str]) -> dict[str, dict[str, float | None]]:
+    """`evaluate` on each of the splits."""
+    processor = study.collator.processor
+    captions = embed_captions(model, processor, [name for name, _ in study.concepts.values()])
+    categories = torch.tensor([category for _, category in study.concepts.values()])
+    index = {concept: position for position, concept in enumerate(study.concepts)}
+    results = {}
+    for split in splits:
+        images = embed_images(model, processor, study.pictures[split])
+        targets = torch.tensor([index[concept] for concept in study.dataset[split]["concept"]])
+        results[split] = evaluate(images, captions, targets, categories)
+    return results
+
+
+def validation_rsum(result: dict) -> float:
+    """What trials are judged by."""
+    return result["results"]["validation"]["rsum"]
+
+
+def run_once(study: Study, run: Run, command: str) -> dict:
+    """Train, test and write down one run, or read what was written down before.
+
+    Raises:
+        ValueError: what was written down had other settings.
+    """
+    path, settings = study.output_dir / "runs" / f"{run.name}.json", study.settings(run)
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name, value in settings.items() if value != result["settings"].get(name)]
+        if differing:
+            raise ValueError(f"{path} has other {differing}: remove it, or give another output_dir")
+        return result
+    started = time.perf_counter()
+    model, costs = train(study, run)
+    results = evaluate_splits(study, model, ["validation"] if run.is_tuning else ["validation", *TEST_SPLITS])
+    result = {
+        **asdict(run),
+        "results": results,
+        **costs,
+        "seconds": time.perf_counter() - started,
+        "settings": settings,
+        "command": command,
+        "commit": find_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+        "num_threads": torch.get_num_threads(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    unfinished.rename(path)
+    logger.info("%s: rsum on validation %.1f, %.0f seconds", run.name, validation_rsum(result), result["seconds"])
+    return result
+
+
+def run_all(study: Study, command: str) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+    """By variant, the results of its trials, and of its best trial with every seed."""
+    arguments, trials, finals = study.arguments, {}, {}
+    for name, variant in arguments.variants.items():
+        runs = [Run(name, number, arguments.tuning_seed, is_tuning=True) for number in range(len(variant["trials"]))]
+        trials[name] = [run_once(study, run, command) for run in runs]
+    # Seed by seed: a study that is stopped has compared all variants on its first seeds.
+    for seed in arguments.seeds:
+        for name, results in trials.items():
+            best = max(results, key=validation_rsum)["trial"]
+            finals.setdefault(name, []).append(run_once(study, Run(name, best, seed, is_tuning=False), command))
+    return trials, finals
+
+
+def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None:
+    """Mean and sample standard deviation, the latter 0 for a single value; None for values that are None."""
+    if None in values:
+        return None
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def format_results(finals: dict[str, list[dict]], split: str, columns: dict[str, str]) -> str:
+    """A Markdown table, one row for each variant with such a metric: mean ± standard deviation over the seeds.
+
+    Args:
+        finals: by variant, one result for each seed.
+        split: of which.
+        columns: names of metrics by their heading; shares are given in per cent, numbers of codes as they are.
+    """
+    lines = [f"| variant | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    for variant, results in finals.items():
+        values = [[result["results"][split][metric] for result in results] for metric in columns.values()]
+        summaries = [mean_and_deviation(numbers) for numbers in values]
+        if None not in summaries:
+            scales = [1 if metric.endswith(("_image", "_caption")) else 100 for metric in columns.values()]
+            cells = [f"{s * mean:.1f} ± {s * std:.1f}" for s, (mean, std) in zip(scales, summaries, strict=True)]
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_costs(finals: dict[str, list[dict]]) -> str:
+    """A Markdown table of parameters and time, each also as a ratio to the first variant's."""
+    lines = ["| variant | parameters | ratio | CPU seconds per step | ratio |", "|---" + "|---:" * 4 + "|"]
+    costs = {
+        variant: (results[0]["num_parameters"], statistics.median(r["cpu_seconds_per_step"] for r in results))
+        for variant, results in finals.items()
+    }
+    first_parameters, first_seconds = next(iter(costs.values()))
+    for variant, (parameters, seconds) in costs.items():
+        ratios = (f"{parameters / first_parameters:.2f}", f"{seconds / first_seconds:.2f}")
+        lines.append(f"| {variant} | {parameters:,} | {ratios[0]} | {seconds:.3f} | {ratios[1]} |")
+    return "\n".join(lines)
+
+
+def format_trials(trials: dict[str, list[dict]], variants: dict[str, dict]) -> str:
+    """A Markdown table of all trials, the best of each variant in bold."""
+    lines = ["| variant | trial | rsum on validation |", "|---|---|---:|"]
+    for variant, results in trials.items():
+        best = max(results, key=validation_rsum)
+        for result in results:
+            tried = dict(variants[variant]["trials"][result["trial"]])
+            tried = {**tried.pop("model_config", {}), **tried}
+            score = f"{validation_rsum(result):.1f}"
+            score = f"**{score}**" if result is best else score
+            lines.append(f"| {variant} | {', '.join(f'{k} {v}' for k, v in tried.items())} | {score} |")
+    return "\n".join(lines)
+
+
+def plot_results(finals: dict[str, list[dict]], chances: dict[str, float], path: Path) -> None:
+    """Recall on both test splits by variant, the mean as a bar and every seed as a dot, as PNG."""
+    variants = list(finals)[::-1]
+    is_control = [finals[variant][0]["settings"]["model"] == "control" for variant in variants]
+    colors = ["tab:gray" if control else "tab:blue" for control in is_control]
+    figure, panels = plt.subplots(1, 2, figsize=(9, 0.4 * len(variants) + 1.2), sharey=True, layout="constrained")
+    for axes, (split, title) in zip(panels, TEST_SPLITS.items(), strict=True):
+        values = [[100 * result["results"][split][PLOTTED] for result in finals[variant]] for variant in variants]
+        axes.barh(variants, [statistics.mean(numbers) for numbers in values], color=colors, alpha=0.4)
+        for row, numbers in enumerate(values):
+            axes.plot(numbers, [row] * len(numbers), "o", color="black", markersize=3)
+        axes.axvline(100 * chances[split], color="black", linestyle=":", linewidth=1)
+        axes.set(title=title, xlabel="image to text R@5 (%), dotted: chance")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def report(study: Study, trials: dict[str, list[dict]], finals: dict[str, list[dict]]) -> str:
+    """Write results.md and study.png, and return the text."""
+    parts, chances = [], {}
+    for split, title in TEST_SPLITS.items():
+        drawings, concepts = study.dataset[split].num_rows, len(set(study.dataset[split]["concept"]))
+        chances[split] = chance_recall_of(torch.ones(drawings, dtype=torch.long), concepts, 5)
+        heading = f"{title}: {drawings:,} drawings of {concepts:,} concepts, seeds {study.arguments.seeds}"
+        parts += [f"## {heading}", format_results(finals, split, SHARES), format_results(finals, split, CODES)]
+    parts += ["## Cost", format_costs(finals), "## Trials", format_trials(trials, study.arguments.variants)]
+    text = "\n\n".join(parts) + "\n"
+    (study.output_dir / "results.md").write_text(text, encoding="utf-8")
+    plot_results(finals, chances, study.output_dir / "study.png")
+    return text
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 1 or not argv[0].endswith(".json"):
+        raise ValueError(f"give one JSON file, as run_scripts/configs/study_emoji.json, got {argv}")
+    study = prepare_study(*parse_arguments(argv[0]))
+    trials, finals = run_all(study, f"python -m run_scripts.run_study {argv[0]}")
+    print(report(study, trials, finals))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main(sys.argv[1:])
