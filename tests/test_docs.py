@@ -1,0 +1,140 @@
+"""What README and docs name exists: files, modules, flags, names that their examples import; and the site builds."""
+
+import ast
+import functools
+import importlib.util
+import re
+import runpy
+import shlex
+import sys
+import textwrap
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OWN = "modeling_fdt", "conversion", "run_scripts"
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page, at the margin or inside a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [textwrap.dedent(code) for _, code in found]
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Module and arguments of every `-m MODULE ...` in the page's bash blocks."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines if " -m " in line]
+    return [(words[words.index("-m") + 1], words[words.index("-m") + 2 :]) for words in split]
+
+
+@functools.cache
+def known_flags(module: str, *task: str) -> set[str]:
+    """The flags that a command's own `--help` lists."""
+    printed, argv = StringIO(), sys.argv
+    sys.argv = [module, *task, "--help"]
+    try:
+        with redirect_stdout(printed), pytest.raises(SystemExit):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = argv
+    return set(re.findall(r"--[\w-]+", printed.getvalue()))
+
+
+@every_page
+def test_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(rf"(?<![\w/.-])((?:{'|'.join(OWN)}|docs|tests)/[\w./*-]+)", text)
+    missing = [path for path in paths if not any(ROOT.glob(path.rstrip("./")))]
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    # Pages of tutorials are made from scripts.
+    missing += [
+        link
+        for link in links
+        if not any((page.parent / link).with_suffix(s).exists() for s in ("", ".py", Path(link).suffix))
+    ]
+    assert not missing
+
+
+@every_page
+def test_make_targets_exist(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"^ *make ([\w-]+)", "".join(blocks(page, "bash")), re.M)) <= set(targets)
+
+
+@every_page
+def test_modules_of_commands_exist(page):
+    modules = re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8"))
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_flags_of_commands_are_known(page):
+    unknown = []
+    for module, arguments in commands(page):
+        flags = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
+        if flags and module.startswith(OWN):
+            # run_evaluation takes a task before its flags; a page may write TASK for any of them.
+            task = ["retrieval" if word == "TASK" else word for word in arguments[:1] if not word.startswith("-")]
+            unknown += [f"{module}: {flag}" for flag in sorted(flags - known_flags(module, *task))]
+    assert not unknown
+
+
+@every_page
+def test_examples_import_names_that_exist(page):
+    missing = []
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(OWN):
+                module = importlib.import_module(node.module)
+                missing += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
+    assert not missing
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The built site; a warning is an error, as with `mkdocs build --strict`."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    return folder
+
+
+def test_reference_shows_shapes_links_and_help(site):
+    models = (site / "api" / "models.html").read_text(encoding="utf-8")
+    text = re.sub("<[^>]+>", "", models)
+    assert "pixel_values (torch.FloatTensor of shape (batch_size, num_channels, height, width))" in text
+    assert "image_embeds, text_embeds (torch.Tensor of shape (batch_size, codebook_dim))" in text
+    assert "Args:" not in text and "[`" not in text
+    assert 'href="explanation.html#modeling_fdt.FDTExplanation"' in models
+    scripts = re.sub("<[^>]+>", "", (site / "api" / "scripts.html").read_text(encoding="utf-8"))
+    assert "--num_examples (int, default 8)" in scripts and "Pictures and captions shown for each code." in scripts
+    assert "['q_proj', 'v_proj']" in scripts  # a help text with a constant in it
+
+
+def test_tutorial_is_prose_between_blocks_of_code(site):
+    page = re.sub("<[^>]+>", "", (site / "tutorials" / "quick_start.html").read_text(encoding="utf-8"))
+    assert "An embedding is a weighted sum of codes." in page and "# An embedding" not in page
+    assert "Copyright" not in page
+    assert not list(site.rglob("*.py"))
+
+
+def test_site_needs_no_network(site):
+    fetched = []
+    for page in site.rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        fetched += re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(https?://[^\" >]+)", html)
+        fetched += re.findall(r"<link[^>]*rel=\"?(?:stylesheet|preconnect)\"?[^>]*href=\"?(https?://[^\" >]+)", html)
+        fetched += re.findall(r"<link[^>]*href=\"?(https?://[^\" >]+)\"?[^>]*rel=\"?(?:stylesheet|preconnect)", html)
+    assert not fetched
