@@ -56,7 +56,7 @@ def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> 
         names = list(next(iter(dataset), {}))
     for argument, name in columns.items():
         if name is not None and name not in names:
-            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}")
+            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}; give --{argument}")
 
 
 def decode_picture(value: dict | str | bytes | None) -> Image.Image:

@@ -137,7 +137,8 @@ def read_captions(folder: Path, caption_column: str) -> Iterator[tuple[str, str 
             for column in ("file_name", caption_column):
                 if column not in row:
                     raise ValueError(
-                        f"caption_column={caption_column!r}: {path} lacks {column!r}, it has {sorted(row)}"
+                        f"caption_column={caption_column!r}: {path} lacks {column!r}, it has {sorted(row)}; give "
+                        "--caption_column"
                     )
             if not (isinstance(row["file_name"], str) and isinstance(row[caption_column], str | None)):
                 raise ValueError(f"{path} must have file names and captions of text, got {row}")

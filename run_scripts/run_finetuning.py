@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from transformers import (
     BatchFeature,
     EvalPrediction,
-    HfArgumentParser,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -37,7 +36,7 @@ from run_scripts.data_source import check_columns, decode_picture, leave_undecod
 from run_scripts.embedding import embed_captions
 from run_scripts.metrics import recall_at
 from run_scripts.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
-from run_scripts.training_data import ContrastiveCollator, parse_json
+from run_scripts.training_data import ContrastiveCollator, parse_file_or_flags, parse_json
 
 
 logger = logging.getLogger(__name__)
@@ -129,10 +128,7 @@ def parse_arguments(
     argv: list[str],
 ) -> tuple[FineTuningArguments, FineTuningDataArguments, FDTTrainingArguments]:
     """Read one JSON file, or flags."""
-    parser = HfArgumentParser((FineTuningArguments, FineTuningDataArguments, FDTTrainingArguments), allow_abbrev=False)
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_file_or_flags((FineTuningArguments, FineTuningDataArguments, FDTTrainingArguments), argv)
 
 
 def load_splits(arguments: FineTuningDataArguments, column: str, seed: int) -> list[Dataset]:
@@ -186,10 +182,9 @@ def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) ->
         if missing:
             raise ValueError(f"label_column={column!r} is empty in {len(missing)} rows, the first is row {missing[0]}")
     if not isinstance(train_dataset.features[column], ClassLabel):
-        names = [str(label) for label in sorted(set(train_dataset[column]))]
-        unknown = sorted(set(map(str, eval_dataset[column])) - set(names))
-        if unknown:
-            raise ValueError(f"the split to evaluate on has classes that the one to train on lacks: {unknown}")
+        # Classes in their own order, numbers as numbers.
+        labels = sorted({*train_dataset[column], *eval_dataset[column]})
+        names = [str(label) for label in labels]
         train_dataset, eval_dataset = (
             split.remove_columns(column).add_column(
                 column, [names.index(str(label)) for label in split[column]], feature=ClassLabel(names=names)
@@ -199,9 +194,13 @@ def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) ->
     names, eval_names = (split.features[column].names for split in (train_dataset, eval_dataset))
     if names != eval_names:
         raise ValueError(f"the splits must have the same classes in one order, got {names} and {eval_names}")
-    num_present = len(set(train_dataset[column]))
-    if num_present < 2:
-        raise ValueError(f"a classifier needs at least 2 classes in label_column={column!r}, got {num_present}")
+    present = set(train_dataset[column])
+    # Folders of classes give both splits the names of either.
+    unknown = [names[label] for label in sorted(set(eval_dataset[column]) - present)]
+    if unknown:
+        raise ValueError(f"the split to evaluate on has classes that the one to train on lacks: {unknown}")
+    if len(present) < 2:
+        raise ValueError(f"a classifier needs at least 2 classes in label_column={column!r}, got {len(present)}")
     return train_dataset, eval_dataset, names
 
 
@@ -450,9 +449,9 @@ def build_trainer(
     return trainer_class(**parts, args=training_arguments, processing_class=processor)
 
 
-def format_results(results: dict[str, dict[str, float]]) -> str:
+def format_results(results: dict[str, dict[str, float]], num_rows: int) -> str:
     """What evaluation gave before and after as a Markdown table: the loss as it is, shares in per cent."""
-    lines = ["| held-out split | before | after |", "|---|---|---|"]
+    lines = [f"| {num_rows} held-out rows | before | after |", "|---|---|---|"]
     for name, before in results["before"].items():
         form = ".3f" if name.endswith("loss") else ".1%"
         lines.append(f"| {name.removeprefix('eval_')} | {before:{form}} | {results['after'][name]:{form}} |")
@@ -482,7 +481,7 @@ def finetune(
     before = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
     results = {"before": without_timings(before), "after": without_timings(trainer.evaluate())}
     if trainer.is_world_process_zero():
-        print("\n" + format_results(results))
+        print("\n" + format_results(results, len(trainer.eval_dataset)))
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         if arguments.train == "lora" and not arguments.merge_lora:
             # peft leaves it out, and with it the names of the classes.

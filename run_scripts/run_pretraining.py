@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoProcessor, HfArgumentParser, ProcessorMixin, set_seed
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.configuration_fdt import get_context_length
@@ -30,6 +30,7 @@ from run_scripts.training_data import (
     PairStream,
     load_eval_dataset,
     load_train_dataset,
+    parse_file_or_flags,
     parse_json,
 )
 
@@ -124,10 +125,7 @@ def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPBaseline, Pro
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FDTTrainingArguments]:
     """Read one JSON file, or flags."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, FDTTrainingArguments), allow_abbrev=False)
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_file_or_flags((ModelArguments, DataArguments, FDTTrainingArguments), argv)
 
 
 def check_arguments(data_arguments: DataArguments, training_arguments: FDTTrainingArguments) -> None:

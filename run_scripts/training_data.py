@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import Sampler, get_worker_info
-from transformers import BatchFeature
+from transformers import BatchFeature, HfArgumentParser
 
 from modeling_fdt import FDTProcessor
 from run_scripts.augmentation import Augmentation
@@ -98,6 +98,16 @@ class DataArguments:
                 raise ValueError(f"{name} must be {only!r} with tar shards, got {getattr(self, name)!r}")
         if self.eval_split is not None and self.eval_dataset is None:
             raise ValueError(f"eval_split={self.eval_split!r} needs eval_dataset: tar shards have no splits")
+
+
+def parse_file_or_flags(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
+    """Dataclasses of arguments from one JSON file, or from flags; an unknown name is an error either way."""
+    parser = HfArgumentParser(argument_classes, allow_abbrev=False)
+    if not (argv and argv[0].endswith(".json")):
+        return parser.parse_args_into_dataclasses(argv)
+    if len(argv) > 1:
+        raise ValueError(f"give one JSON file or flags, not both, got {argv[0]} and {argv[1:]}")
+    return parser.parse_json_file(argv[0])
 
 
 def parse_json(name: str, value: dict | str | None) -> dict | None:

@@ -330,6 +330,17 @@ def test_splits_of_different_classes_are_refused(folder, tmp_path):
         finetune(*parse(run))
 
 
+def test_a_class_to_evaluate_that_never_trains_is_refused(folder, tmp_path):
+    # Folders of classes: both splits have the names of either.
+    for name in ("train/cat", "train/dog", "test/Cat", "test/dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / name / f"{number}.png")
+    run = run_of(folder, tmp_path / "out", "classification", dataset=str(tmp_path / "pictures"))
+    with pytest.raises(ValueError, match=r"classes that the one to train on lacks: \['Cat'\]"):
+        finetune(*parse(run))
+
+
 def test_empty_captions_are_refused(folder, tmp_path):
     dataset = dataset_of(tmp_path / "data", train={"text": [*"abcdef", " "]}, test={"text": ["a"]})
     run = run_of(folder, tmp_path / "out", "contrastive", dataset=dataset)

@@ -365,6 +365,11 @@ def test_unknown_flag_is_refused():
         run_pretraining.parse_arguments(["--dataset", "x", "--model_config", "{}", "--learning_rat", "1"])
 
 
+def test_a_file_and_flags_are_not_mixed(tmp_path):
+    with pytest.raises(ValueError, match="one JSON file or flags, not both"):
+        run_pretraining.parse_arguments([str(tmp_path / "run.json"), "--max_steps", "3"])
+
+
 @pytest.mark.parametrize("block_size", [1, 7, 20])
 def test_every_block_is_distinct_and_as_many_as_can_be(block_size):
     values = np.repeat([f"value {number}" for number in range(20)], [1, 2, 3, 4] * 5)  # 50 rows
