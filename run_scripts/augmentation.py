@@ -58,7 +58,7 @@ class Augmentation:
         """
         # kornia draws on the CPU, so the same seed varies a batch in the same way on every device.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             pixels = self.steps(pixels.float() / 255)
         if tuple(pixels.shape[2:]) != self.size:
             raise ValueError(f"augmentation must end in pictures of {self.size}, got {tuple(pixels.shape[2:])}")

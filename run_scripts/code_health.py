@@ -74,6 +74,8 @@ def reseed_codes(
         codes: (num_codes,) indices, the same on all processes.
         seed: of the draw.
     """
+    if len(codes) == 0:
+        return
     queries = collect_queries(model, inputs)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(queries), (len(codes),), generator=generator)

@@ -247,7 +247,7 @@ def load_checkpoint(
     model_class: type[PreTrainedModel], name_or_path: str, may_lack: str | None = None, **kwargs
 ) -> PreTrainedModel:
     """Load a checkpoint that holds all weights of a class, but for those whose name starts with `may_lack`."""
-    model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, dtype=torch.float32, **kwargs)
     missing = sorted(key for key in report["missing_keys"] if may_lack is None or not key.startswith(may_lack))
     if missing:
         raise ValueError(

@@ -104,7 +104,8 @@ def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPBaseline, Pro
         model_type = AutoConfig.from_pretrained(name).model_type
         if model_type not in MODEL_CLASSES:
             raise ValueError(f"model_name_or_path={name!r} is of model_type {model_type!r}, not {[*MODEL_CLASSES]}")
-        return MODEL_CLASSES[model_type].from_pretrained(name), AutoProcessor.from_pretrained(name)
+        model = MODEL_CLASSES[model_type].from_pretrained(name, dtype=torch.float32)
+        return model, AutoProcessor.from_pretrained(name)
     fields = dict(arguments.model_config)
     model_type = fields.pop("model_type", "fdt")
     if model_type not in MODEL_CLASSES:

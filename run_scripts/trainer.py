@@ -71,6 +71,8 @@ class FDTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.temperature_decay is not None and self.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end restores weights alone, not the temperature of temperature_decay")
         if None not in (self.logit_scale_min, self.logit_scale_max) and self.logit_scale_min > self.logit_scale_max:
             raise ValueError(
                 f"logit_scale_min must not exceed logit_scale_max, got {self.logit_scale_min} > {self.logit_scale_max}"
@@ -207,7 +209,8 @@ class FDTTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         block_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return DistinctBatchSampler(dataset[self.distinct_column][:], block_size, self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return DistinctBatchSampler(dataset[self.distinct_column][:], block_size, seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Trainer itself spares biases and layer norms.
@@ -445,7 +448,7 @@ def _seeded(seed: int):
     with torch.random.fork_rng([]):
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not the devices': dropout draws from those
         try:
             yield
         finally:

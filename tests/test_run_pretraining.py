@@ -269,6 +269,7 @@ def test_the_recipe_is_the_originals(tmp_path):
     assert training.per_device_train_batch_size * 8 == 1024 and training.max_steps == 86_560
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.98, 1e-8)
     assert (training.weight_decay, training.logit_scale_min, training.logit_scale_max) == (0.1, 3, 6)
+    assert training.max_grad_norm == 0
     assert training.temperature_decay is None
     assert data.augmentation == {
         "RandomResizedCrop": {"size": [224, 224], "scale": [0.2, 1.0]},

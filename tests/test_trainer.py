@@ -258,6 +258,11 @@ def test_precision_and_speed_by_flags_of_trainer(changes, gradient_accumulation_
         ({"temperature_min": 1.0}, "temperature_min needs temperature_decay"),
         ({"temperature_decay": 0.5}, "temperature_decay_steps must be above 0, got None"),
         ({"temperature_decay": -0.5, "temperature_decay_steps": 1}, "temperature_decay must be above 0, got -0.5"),
+        (
+            {"temperature_decay": 0.5, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+            | {"save_strategy": "steps", "save_steps": 1},
+            "restores weights alone",
+        ),
         ({"dead_code_steps": 0}, "dead_code_steps must be at least 1"),
         ({"usage_entropy_weight": -1.0}, "usage_entropy_weight must be at least 0"),
         ({"temperature_decay": 0.5, "temperature_decay_steps": 1}, "for models with codes, got a CLIPModel"),
