@@ -7,31 +7,18 @@ from transformers import PreTrainedModel
 
 from modeling_fdt import FDTModel
 from run_scripts.cached_gradients import cached_gradient_losses, frozen_running_statistics
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.trainer import FDTTrainer
 from tests.conftest import build_tiny_config
-from tests.distributed_process import make_clip
+from tests.distributed_process import make_arguments, make_clip
 from tests.test_trainer import make_pairs
 
 
 def train_one_step(model: PreTrainedModel, tmp_path, **changes) -> tuple[float, dict[str, torch.Tensor]]:
     """Train a step of SGD on 16 pairs: the loss that is logged, and the gradients."""
-    arguments = {
-        "output_dir": str(tmp_path),
-        "max_steps": 1,
-        "per_device_train_batch_size": 16,
-        "train_sampling_strategy": "sequential",
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "max_grad_norm": 0.0,
-        "report_to": "none",
-        "use_cpu": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
+    arguments = make_arguments(str(tmp_path), **{"per_device_train_batch_size": 16, **changes})
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(1)
-    trainer = FDTTrainer(model, FDTTrainingArguments(**{**arguments, **changes}), train_dataset=make_pairs())
+    trainer = FDTTrainer(model, arguments, train_dataset=make_pairs())
     trainer.train()
     steps = {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
     return trainer.state.log_history[0]["loss"], steps
