@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedModel, Swinv2Config
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from modeling_fdt.hub import push_folder, write_model_card
+from modeling_fdt.model_card import write_model_card
 
 from .command_line import new_folder, run
 from .key_map import TEXT_PROJECTION_BIAS, check_tensors, dropped_names, key_map, to_ours
@@ -59,7 +59,6 @@ class ConversionArguments:
     verify: bool = field(
         default=True, metadata={"help": "Compare with an independent forward pass of the checkpoint's tensors."}
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "Also upload to this repository on the Hub."})
 
 
 def text_tower_config(config: OriginalConfig) -> CLIPTextConfig:
@@ -236,7 +235,6 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
         write_model_card(
             folder,
             title=f"{config.model_type}, converted from the original implementation",
-            repo_id=arguments.push_to_hub,
             licence="apache-2.0",
             origin=describe_conversion(
                 config,
@@ -247,8 +245,6 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
             ),
         )
     logger.info("wrote %s", arguments.output_dir)
-    if arguments.push_to_hub:
-        push_folder(arguments.output_dir, arguments.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sklearn.cluster import MiniBatchKMeans
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
 from modeling_fdt import FDTModel, FDTProcessor
-from modeling_fdt.hub import push_folder, write_model_card
+from modeling_fdt.model_card import write_model_card
 
 from .command_line import new_folder, run
 from .model_card import describe_warm_start
@@ -63,7 +63,6 @@ class WarmStartArguments:
     kmeans_pairs: int = field(default=4096, metadata={"help": "How many pairs of the data set to use at most."})
     batch_size: int = field(default=64, metadata={"help": "Pairs in one batch of token features."})
     seed: int = field(default=0, metadata={"help": "Seeds groundings, codebook and k-means."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Also upload to this repository on the Hub."})
 
 
 def load_towers(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -223,13 +222,10 @@ def init_fdt_from_clip(arguments: WarmStartArguments) -> None:
         write_model_card(
             folder,
             title=f"FDT, started from {name}",
-            repo_id=arguments.push_to_hub,
             base_model=None if is_local else arguments.clip,
             origin=describe_warm_start(name, codebook_origin),
         )
     logger.info("wrote %s", arguments.output_dir)
-    if arguments.push_to_hub:
-        push_folder(arguments.output_dir, arguments.push_to_hub)
 
 
 if __name__ == "__main__":

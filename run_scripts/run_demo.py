@@ -25,9 +25,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts import metrics
-from run_scripts.code_health import count_active
-from run_scripts.embedding import embed_captions, embed_images
+from run_scripts.evaluation import metrics
+from run_scripts.evaluation.embedding import embed_captions, embed_images
 from run_scripts.evaluation.results import Metric
 from run_scripts.evaluation.retrieval import RECALLS, retrieval_metrics, retrieval_ranks
 from run_scripts.evaluation.zero_shot import classification_metrics
@@ -35,6 +34,7 @@ from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_dat
 from run_scripts.run_pretraining import parse_arguments, train
 from run_scripts.run_visualization import VisualizationArguments
 from run_scripts.run_visualization import main as run_visualization
+from run_scripts.training.code_health import count_active
 
 
 CONFIGS = Path(__file__).with_name("configs")

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from run_scripts.embedding import load_model
 from run_scripts.evaluation.codes import CodesArguments, evaluate_codes
 from run_scripts.evaluation.completeness import CompletenessArguments, evaluate_completeness
+from run_scripts.evaluation.embedding import load_model
 from run_scripts.evaluation.linear_probe import LinearProbeArguments, evaluate_linear_probe
 from run_scripts.evaluation.report import write_report
 from run_scripts.evaluation.results import (

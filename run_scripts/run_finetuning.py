@@ -32,11 +32,12 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
-from run_scripts.data_source import check_columns, decode_picture, leave_undecoded, open_dataset
-from run_scripts.embedding import embed_captions
-from run_scripts.metrics import recall_at
-from run_scripts.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
-from run_scripts.training_data import ContrastiveCollator, parse_file_or_flags, parse_json
+from run_scripts.arguments import parse_file_or_flags, parse_json
+from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.source import check_columns, decode_picture, leave_undecoded, open_dataset
+from run_scripts.evaluation.embedding import embed_captions
+from run_scripts.evaluation.metrics import recall_at
+from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)

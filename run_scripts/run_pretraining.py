@@ -21,18 +21,16 @@ from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.configuration_fdt import get_context_length
-from run_scripts.clip_baseline import CLIPBaseline, build_clip
-from run_scripts.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
-from run_scripts.training_data import (
-    ContrastiveCollator,
-    DataArguments,
+from run_scripts.arguments import DataArguments, parse_file_or_flags, parse_json
+from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.pairs import (
     PairDataset,
     PairStream,
     load_eval_dataset,
     load_train_dataset,
-    parse_file_or_flags,
-    parse_json,
 )
+from run_scripts.training.baselines import CLIPBaseline, build_clip
+from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)

@@ -29,18 +29,18 @@ from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, set
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.configuration_fdt import get_context_length
-from run_scripts.controls import ControlConfig, ControlModel
-from run_scripts.data_source import check_columns
-from run_scripts.embedding import Features, embed_captions, embed_images
+from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.source import check_columns
 from run_scripts.evaluation.codes import code_metrics, count_codes
+from run_scripts.evaluation.embedding import Features, embed_captions, embed_images
 from run_scripts.evaluation.inputs import describe_data
+from run_scripts.evaluation.metrics import chance_recall_of, class_accuracy, cosine_scores
 from run_scripts.evaluation.results import PACKAGES, find_commit
 from run_scripts.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from run_scripts.evaluation.zero_shot import classification_metrics
-from run_scripts.metrics import chance_recall_of, class_accuracy, cosine_scores
 from run_scripts.run_demo import all_concepts
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
-from run_scripts.training_data import ContrastiveCollator
+from run_scripts.training.baselines import ControlConfig, ControlModel
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 
 
 logger = logging.getLogger(__name__)

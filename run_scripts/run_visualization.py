@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.data_source import check_columns, open_dataset
-from run_scripts.embedding import load_model
+from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
 from run_scripts.visualization.code_summary import summarize_codes, write_parquet
 from run_scripts.visualization.coherence import Label, content_words

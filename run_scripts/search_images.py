@@ -16,8 +16,8 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from transformers import HfArgumentParser
 
-from run_scripts.embedding import embed_captions, embed_images, load_model
-from run_scripts.image_index import Hit, ImageIndex, check_model, decode_picture, hash_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.search.image_index import Hit, ImageIndex, check_model, decode_picture, hash_model
 
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel, Trainer, set_seed
 
 from modeling_fdt import FDTModel
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 
 

@@ -19,10 +19,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from modeling_fdt.hub import push_folder
-from run_scripts.push_to_hub import PushArguments
+from run_scripts.push_to_hub import PushArguments, push_folder
 from run_scripts.push_to_hub import main as push_to_hub
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 
 

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_fdt import FDTModel
-from run_scripts.cached_gradients import cached_gradient_losses, frozen_running_statistics
-from run_scripts.trainer import FDTTrainer
+from run_scripts.training.cached_gradients import cached_gradient_losses, frozen_running_statistics
+from run_scripts.training.trainer import FDTTrainer
 from tests.conftest import build_tiny_config
 from tests.distributed_process import make_arguments, make_clip
 from tests.test_trainer import make_pairs

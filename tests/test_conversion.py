@@ -26,7 +26,7 @@ from conversion.convert_hf_to_fdt import BackConversionArguments, convert_hf_to_
 from conversion.key_map import DROPPED, dropped_names, key_map, to_original, to_ours
 from conversion.original_checkpoint import read_original_checkpoint, write_original_checkpoint
 from conversion.original_config import MODEL_TYPES, SWIN_BASE, parse_original_config, read_original_config
-from modeling_fdt import FDTModel, hub
+from modeling_fdt import FDTModel
 
 from . import golden
 
@@ -548,26 +548,6 @@ def test_failed_verification_leaves_nothing(tmp_path, checkpoint, config, monkey
 
     monkeypatch.setattr("conversion.convert_fdt_to_hf.convert", convert_wrongly)
     assert_refused(tmp_path, checkpoint, config, "verification failed", "image_embeds")
-
-
-def test_push_uploads_the_finished_folder(tmp_path, checkpoint, config, monkeypatch):
-    calls = []
-
-    class RecordingApi:
-        def create_repo(self, repo_id, **options):
-            calls.append(("create", repo_id))
-
-        def upload_folder(self, repo_id, folder_path, **options):
-            calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-
-    monkeypatch.setattr(hub, "HfApi", RecordingApi)
-    convert_fdt_to_hf(
-        ConversionArguments(str(checkpoint), str(config), str(tmp_path / "out"), verify=False, push_to_hub="me/fdt")
-    )
-    assert calls[0] == ("create", "me/fdt")
-    assert calls[1][:2] == ("upload", "me/fdt") and len(calls) == 2
-    assert {"README.md", "config.json", "model.safetensors", "modeling_fdt.py", "tokenizer.json"} <= set(calls[1][2])
-    assert "Not compared" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_folder_with_contents_is_left_alone(tmp_path, checkpoint, config):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from run_scripts.embedding import embed_captions, embed_images, load_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
 
 
 @pytest.fixture

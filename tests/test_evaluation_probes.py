@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from run_scripts.embedding import Features
 from run_scripts.evaluation import codes, completeness, linear_probe, vqa
+from run_scripts.evaluation.embedding import Features
 
 
 # Linear probe

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from run_scripts.evaluation.metrics import chance_recall_at, cosine_scores, first_hit_ranks
 from run_scripts.evaluation.retrieval import list_pairs, retrieval_metrics, retrieval_ranks
-from run_scripts.metrics import chance_recall_at, cosine_scores, first_hit_ranks
 from tests.outside import outside_function
 
 

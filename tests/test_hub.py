@@ -11,7 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor, hub
+from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor, model_card
+from run_scripts import push_to_hub
 from run_scripts.push_to_hub import PushArguments, main
 from tests.hub_server import Hub
 from tests.test_remote_code import run_without_the_package
@@ -137,11 +138,11 @@ def test_a_private_repository(report, server):
 
 def test_results_of_the_demo_take_the_place_of_older_ones(tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path)
-    hub.write_model_card(tmp_path, base_model="owner/clip", tags=["emoji", "fdt"])
+    model_card.write_model_card(tmp_path, base_model="owner/clip", tags=["emoji", "fdt"])
     for value in (0.5, 0.123456):
         record = {"config": "emoji.json", "results": {"test": {"top-1": {"value": value, "chance": None}}}}
         (tmp_path / "results.json").write_text(json.dumps(record))
-        hub.add_results(tmp_path, [tmp_path / "results.json"])
+        push_to_hub.add_results(tmp_path, [tmp_path / "results.json"])
     card = (tmp_path / "README.md").read_text()
     metadata = metadata_of(card)
     assert metadata["base_model"] == "owner/clip" and metadata["tags"] == ["fdt", "custom_code", "emoji"]
@@ -151,7 +152,7 @@ def test_results_of_the_demo_take_the_place_of_older_ones(tmp_path, tiny_model):
 
 def test_card_of_a_classifier(tmp_path, tiny_config):
     FDTForImageClassification(tiny_config).save_pretrained(tmp_path)
-    hub.write_model_card(tmp_path)
+    model_card.write_model_card(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert metadata_of(card)["pipeline_tag"] == "image-classification"
     assert 'pipeline("image-classification"' in card and "candidate_labels" not in card
@@ -161,7 +162,7 @@ def test_wrong_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="without config.json"):
         main(PushArguments(str(tmp_path), "owner/name"))
     with pytest.raises(ValueError, match=r"without README.md"):
-        hub.add_results(tmp_path, [])
+        push_to_hub.add_results(tmp_path, [])
     FDTConfig().save_pretrained(tmp_path)
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"other.json holds no results"):
@@ -169,4 +170,4 @@ def test_wrong_input_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("# A card of one's own")
     (tmp_path / "results.json").write_text(json.dumps({"config": "a.json", "results": {}}))
     with pytest.raises(ValueError, match="one section `## Evaluation`, got 0"):
-        hub.add_results(tmp_path, [tmp_path / "results.json"])
+        push_to_hub.add_results(tmp_path, [tmp_path / "results.json"])

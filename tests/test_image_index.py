@@ -18,10 +18,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
-from run_scripts import image_index, index_images, search_images
+from run_scripts import index_images, search_images
 from run_scripts.benchmarks import benchmark_search
-from run_scripts.embedding import embed_captions, embed_images, load_model
-from run_scripts.image_index import ImageIndex, hash_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.search import image_index, indexing
+from run_scripts.search.image_index import ImageIndex, hash_model
 from tests.conftest import build_tiny_config
 
 
@@ -67,14 +68,14 @@ def pictures(tmp_path) -> Path:
 def run(loaded, model_folder, pictures, tmp_path):
     """Index the folder with batches of two, and report."""
 
-    def run(**changes) -> index_images.IndexReport:
+    def run(**changes) -> indexing.IndexReport:
         arguments = {
             "model": model_folder,
             "images": str(pictures),
             "index": str(tmp_path / "index"),
             "batch_size": 2,
         }
-        return index_images.index_images(*loaded, index_images.IndexArguments(**{**arguments, **changes}))
+        return indexing.index_images(*loaded, indexing.IndexArguments(**{**arguments, **changes}))
 
     return run
 
@@ -100,7 +101,7 @@ EXPECTED = {
 
 
 def test_a_folder_is_indexed_with_its_subfolders_and_captions(run, tmp_path):
-    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, NUM_PICTURES, 0, {})
+    assert run() == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, NUM_PICTURES, 0, {})
     assert files_of(tmp_path / "index") == EXPECTED
 
 
@@ -142,7 +143,7 @@ def test_equal_scores_are_in_the_order_of_the_index():
 
 def test_another_run_embeds_only_what_is_new(run, pictures, tmp_path):
     run()
-    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
+    assert run() == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
     assert [path.name for path in (tmp_path / "index").glob("search_files-*")] == ["search_files-1"]
 
     save_noise(pictures / "new/7.png", seed=7)  # added
@@ -152,7 +153,7 @@ def test_another_run_embeds_only_what_is_new(run, pictures, tmp_path):
     (pictures / "3.png").rename(pictures / "three.png")  # moved
     (pictures / "sub/deep/metadata.csv").write_text("file_name,caption\n5.png,changed\n")
     os.utime(pictures / "sub/deep/6.png", ns=(1, 1))  # touched
-    assert run() == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 2, 2, {})
+    assert run() == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, 2, 2, {})
     expected = EXPECTED - {("2.png", None), ("3.png", None), ("5.png", "five, with a comma")}
     assert files_of(tmp_path / "index") == expected | {("7.png", None), ("three.png", None), ("5.png", "changed")}
     assert [path.name for path in (tmp_path / "index").glob("search_files-*")] == ["search_files-2"]
@@ -169,9 +170,9 @@ def test_equal_files_are_one_picture(run, pictures, tmp_path):
     shutil.copy(pictures / "0.png", pictures / "copy in the same batch.png")
     run()
     shutil.copy(pictures / "0.png", pictures / "sub/later.png")
-    assert run() == index_images.IndexReport(NUM_PICTURES + 2, NUM_PICTURES, 0, 0, {})
+    assert run() == indexing.IndexReport(NUM_PICTURES + 2, NUM_PICTURES, 0, 0, {})
     (pictures / "0.png").unlink()
-    assert run() == index_images.IndexReport(NUM_PICTURES + 1, NUM_PICTURES, 0, 0, {})
+    assert run() == indexing.IndexReport(NUM_PICTURES + 1, NUM_PICTURES, 0, 0, {})
     rest = {("copy in the same batch.png", None), ("later.png", None)}
     assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")} | rest
 
@@ -221,7 +222,7 @@ def test_another_folder_is_refused_but_a_moved_one_is_not(run, pictures, tmp_pat
     with pytest.raises(ValueError, match="is not the folder that index=.* holds"):
         run(images=str(tmp_path / "other"))
     pictures.rename(tmp_path / "moved")
-    assert run(images=str(tmp_path / "moved")) == index_images.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
+    assert run(images=str(tmp_path / "moved")) == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
     query = image_index.Features(torch.ones(1, 32), None)
     hits = ImageIndex(tmp_path / "index").search(query, "embeds", 1)
     assert hits[0].files[0][0].exists()
@@ -273,10 +274,10 @@ def test_another_model_is_refused(run, model_folder, loaded, pictures, tmp_path,
         next(trained.parameters()).view(-1)[0] += 1e-3
     darker = copy.deepcopy(processor)  # in its image processing alone
     darker.image_processor.image_mean = [0.0, 0.0, 0.0]
-    arguments = index_images.IndexArguments("other", str(pictures), str(tmp_path / "index"))
+    arguments = indexing.IndexArguments("other", str(pictures), str(tmp_path / "index"))
     for other in ((warmer, processor), (trained, processor), (model, darker)):
         with pytest.raises(ValueError, match="model='other' .* did not make index=.* make a new index"):
-            index_images.index_images(*other, arguments)
+            indexing.index_images(*other, arguments)
     monkeypatch.setattr(search_images, "load_model", lambda name, device: (warmer, processor))
     arguments = search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat", model="moved")
     with pytest.raises(ValueError, match="model='moved' .* did not make index="):
@@ -328,8 +329,9 @@ def test_a_damaged_database_is_refused(run, tmp_path):
 # written, and before the database names them.
 KILLED = """
 import os, signal, sys
-from run_scripts import image_index, index_images
-from run_scripts.embedding import load_model
+from run_scripts import index_images
+from run_scripts.search import image_index, indexing
+from run_scripts.evaluation.embedding import load_model
 
 model, images, index = sys.argv[1:]
 
@@ -343,7 +345,7 @@ def killing(function, at_call):
     return wrapped
 
 def kill_in_batch():
-    index_images.embed_inputs = killing(index_images.embed_inputs, 2)
+    indexing.embed_inputs = killing(indexing.embed_inputs, 2)
 
 def kill_in_transaction():  # facts are set when an index is made, when it is opened, and at the end of each batch
     image_index.IndexWriter._set_facts = killing(image_index.IndexWriter._set_facts, 4)
@@ -359,15 +361,15 @@ for kill in (kill_in_batch, kill_in_transaction, kill_in_search_files, kill_befo
     child = os.fork()
     if child == 0:
         kill()
-        arguments = index_images.IndexArguments(model_name, images, f"{index}_{kill.__name__}", batch_size=2)
-        index_images.index_images(*model, arguments)
+        arguments = indexing.IndexArguments(model_name, images, f"{index}_{kill.__name__}", batch_size=2)
+        indexing.index_images(*model, arguments)
         os._exit(0)
     print(kill.__name__, -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_a_killed_process_loses_nothing_that_was_committed(run, loaded, model_folder, pictures, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(index_images.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(indexing.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, model_folder, str(pictures), str(tmp_path / "index")]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     deaths = dict(line.split() for line in printed.splitlines())
@@ -413,7 +415,7 @@ def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path,
 def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, capsys, monkeypatch):
     shutil.copy(pictures / "0.png", pictures / "zero.png")
     index = str(tmp_path / "index")
-    index_images.main(index_images.IndexArguments(model=model_folder, images=str(pictures), index=index))
+    index_images.main(indexing.IndexArguments(model=model_folder, images=str(pictures), index=index))
     assert "holds 7 pictures of 8 files: 7 embedded now, 0 removed, 0 files left out" in capsys.readouterr().out
     (pictures / "2.png").unlink()
     for by in ("embeds", "codes"):
@@ -477,7 +479,7 @@ def test_the_device_is_used(loaded, pictures, tmp_path, monkeypatch):
     for script in (index_images, search_images):
         monkeypatch.setattr(script, "load_model", load)
     index = str(tmp_path / "index")
-    index_images.main(index_images.IndexArguments("model", str(pictures), index, device="cuda:1"))
+    index_images.main(indexing.IndexArguments("model", str(pictures), index, device="cuda:1"))
     search_images.main(search_images.SearchArguments(index, text="a cat", device="cuda:2"))
     assert devices == ["cuda:1", "cuda:2"]
 
@@ -490,9 +492,7 @@ def test_a_model_without_codes_is_searched_by_embeds(loaded, pictures, tmp_path)
         projection_dim=16,
     )
     model, processor = CLIPModel(config).eval(), loaded[1]
-    index_images.index_images(
-        model, processor, index_images.IndexArguments("clip", str(pictures), str(tmp_path / "index"))
-    )
+    indexing.index_images(model, processor, indexing.IndexArguments("clip", str(pictures), str(tmp_path / "index")))
     index = ImageIndex(tmp_path / "index")
     query = embed_captions(model, processor, ["a cat"])
     assert len(index.search(query, "embeds", 3)) == 3

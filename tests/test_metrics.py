@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import recall_score, top_k_accuracy_score
 
-from run_scripts import metrics
+from run_scripts.evaluation import metrics
 
 
 SCORES = torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.2, 0.1], [0.4, 0.6, 0.5]])

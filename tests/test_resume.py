@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from modeling_fdt import FDTModel
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments, ReproducibleCollator, find_last_checkpoint
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, ReproducibleCollator, find_last_checkpoint
 from tests.conftest import build_tiny_config
 
 

@@ -29,7 +29,7 @@ from modeling_fdt import (
 )
 from run_scripts import run_finetuning
 from run_scripts.run_finetuning import finetune
-from run_scripts.trainer import compute_retrieval
+from run_scripts.training.trainer import compute_retrieval
 
 
 CONFIGS = Path(run_finetuning.__file__).with_name("configs")

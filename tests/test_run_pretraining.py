@@ -19,12 +19,14 @@ from torch.utils.data import BatchSampler
 from transformers import AutoModel, AutoProcessor, CLIPModel
 
 from modeling_fdt import FDTConfig, FDTImageProcessor
-from run_scripts import metrics, run_pretraining, training_data
-from run_scripts.augmentation import Augmentation
-from run_scripts.clip_baseline import CLIPBaseline
-from run_scripts.embedding import embed_captions, embed_images, load_model
-from run_scripts.make_synthetic_pairs import SyntheticPairsArguments, make_synthetic_pairs
-from run_scripts.training_data import ContrastiveCollator, DistinctBatchSampler
+from run_scripts import run_pretraining
+from run_scripts.data import pairs as training_data
+from run_scripts.data.augmentation import Augmentation
+from run_scripts.data.batches import ContrastiveCollator, DistinctBatchSampler
+from run_scripts.evaluation import metrics
+from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
+from run_scripts.training.baselines import CLIPBaseline
 
 
 COLORS = ["red", "green", "blue", "black", "white", "yellow", "gray", "orange"]
@@ -161,7 +163,7 @@ def test_weight_decay_spares_biases_norms_and_logit_scale_only(trained):
 
 @pytest.mark.slow
 def test_ten_thousand_pairs_with_broken_ones_train_through(tmp_path, monkeypatch):
-    make_synthetic_pairs(
+    prepare_synthetic_pairs(
         SyntheticPairsArguments(
             str(tmp_path / "pairs"), num_pairs=10_000, pairs_per_shard=1000, image_size=32, broken_fraction=0.03
         )
@@ -294,7 +296,7 @@ def test_the_recipe_is_the_originals(tmp_path):
 @pytest.mark.parametrize("name", ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"])
 def test_smoke_configs_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make_synthetic_pairs(SyntheticPairsArguments())
+    prepare_synthetic_pairs(SyntheticPairsArguments())
     run = read_config(f"{name}_smoke") | {"max_steps": 4, "logging_steps": 1}
     losses = losses_of(run_pretraining.train(*parse(tmp_path, run)))
     assert len(losses) == 4 and all(map(math.isfinite, losses))

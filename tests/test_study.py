@@ -12,8 +12,8 @@ from torch import nn
 
 from modeling_fdt import FDTModel
 from run_scripts import run_study
-from run_scripts.controls import POOLINGS, ControlConfig, ControlModel, pool_tokens
-from run_scripts.embedding import Features, embed_captions, embed_images, load_model
+from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
+from run_scripts.training.baselines import POOLINGS, ControlConfig, ControlModel, pool_tokens
 from tests.conftest import build_tiny_config
 
 

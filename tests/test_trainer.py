@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from modeling_fdt import FDTConfig, FDTModel
-from run_scripts.callbacks import TemperatureSchedule
-from run_scripts.trainer import FDTTrainer, FDTTrainingArguments
+from run_scripts.training.callbacks import TemperatureSchedule
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 from tests.distributed_process import make_clip
 

@@ -19,18 +19,18 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from run_scripts import training_data
-from run_scripts.augmentation import Augmentation, RandomResizedCrop
-from run_scripts.data_source import TarShards
-from run_scripts.make_synthetic_pairs import SyntheticPairsArguments, make_synthetic_pairs
-from run_scripts.training_data import (
-    ContrastiveCollator,
-    DataArguments,
+from run_scripts.arguments import DataArguments
+from run_scripts.data import pairs as training_data
+from run_scripts.data.augmentation import Augmentation, RandomResizedCrop
+from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.pairs import (
     DataCounts,
     PairStream,
     load_eval_dataset,
     load_train_dataset,
 )
+from run_scripts.data.source import TarShards
+from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
 
 
 MOCO = {
@@ -477,7 +477,7 @@ def test_pictures_that_stay_of_several_sizes_are_refused(tiny_processor):
 
 
 def test_synthetic_pairs_are_as_many_as_asked_for_and_broken_as_asked_for(tmp_path):
-    make_synthetic_pairs(
+    prepare_synthetic_pairs(
         SyntheticPairsArguments(str(tmp_path), num_pairs=50, pairs_per_shard=20, broken_fraction=0.1, image_size=32)
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00001.tar", "00002.tar"]

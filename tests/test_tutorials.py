@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modeling_fdt import FDTForImageClassification, FDTModel
-from run_scripts.make_synthetic_pairs import COLORS
+from run_scripts.prepare_synthetic_pairs import COLORS
 
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.make_synthetic_pairs import draw_pair
+from run_scripts.prepare_synthetic_pairs import draw_pair
 from run_scripts.run_visualization import VisualizationArguments
 from run_scripts.run_visualization import main as run_visualization
 

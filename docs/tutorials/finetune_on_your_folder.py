@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from run_scripts.make_synthetic_pairs import draw_pair
+from run_scripts.prepare_synthetic_pairs import draw_pair
 from run_scripts.run_finetuning import finetune, parse_arguments
 
 

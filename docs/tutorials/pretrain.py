@@ -15,7 +15,13 @@ from pathlib import Path
 import torch
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.make_synthetic_pairs import COLORS, SHAPES, SyntheticPairsArguments, draw_pair, make_synthetic_pairs
+from run_scripts.prepare_synthetic_pairs import (
+    COLORS,
+    SHAPES,
+    SyntheticPairsArguments,
+    draw_pair,
+    prepare_synthetic_pairs,
+)
 from run_scripts.run_pretraining import parse_arguments, train
 
 
@@ -25,7 +31,7 @@ from run_scripts.run_pretraining import parse_arguments, train
 # circle on blue".
 
 folder = Path("outputs/tutorials")
-make_synthetic_pairs(SyntheticPairsArguments(output_dir=str(folder / "pairs"), num_pairs=2048, image_size=32))
+prepare_synthetic_pairs(SyntheticPairsArguments(output_dir=str(folder / "pairs"), num_pairs=2048, image_size=32))
 
 # ## The run
 #

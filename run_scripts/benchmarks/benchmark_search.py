@@ -25,9 +25,9 @@ import torch
 from datasets import Dataset
 from transformers import HfArgumentParser
 
-from run_scripts.data_source import check_columns, open_dataset
-from run_scripts.embedding import Features, embed_captions, embed_images, load_model
-from run_scripts.image_index import (
+from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
+from run_scripts.search.image_index import (
     best,
     build_dense_index,
     build_inverted_index,

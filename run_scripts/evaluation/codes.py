@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.code_health import usage_entropy
-from run_scripts.data_source import check_columns, open_dataset
-from run_scripts.embedding import Features, iterate_caption_features, iterate_image_features
+from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_captions, read_pictures
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 from run_scripts.evaluation.retrieval import list_pairs
+from run_scripts.training.code_health import usage_entropy
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 

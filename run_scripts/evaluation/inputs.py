@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import decode_picture
-from run_scripts.embedding import Features, iterate_caption_features, iterate_image_features, join_features
+from run_scripts.data.source import decode_picture
+from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features, join_features
 
 
 def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:

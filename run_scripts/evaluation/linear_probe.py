@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, recall_score
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.inputs import describe_data, embed_pictures
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 

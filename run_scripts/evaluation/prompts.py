@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.embedding import Features, embed_captions, join_features
+from run_scripts.evaluation.embedding import Features, embed_captions, join_features
 
 
 SIMPLE_TEMPLATES = [

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_captions
+from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, recall_of
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-from run_scripts.metrics import chance_recall_of, cosine_scores, recall_of
 
 
 RECALLS = (1, 5, 10)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 

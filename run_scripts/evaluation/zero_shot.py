@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data_source import check_columns, open_dataset
-from run_scripts.embedding import iterate_image_features
+from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.embedding import iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_class_names, read_labels, read_pictures
+from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, first_hit_ranks, mean_per_class, recall_of
 from run_scripts.evaluation.prompts import embed_classes, load_class_names, load_templates
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-from run_scripts.metrics import chance_recall_of, cosine_scores, first_hit_ranks, mean_per_class, recall_of
 
 
 @dataclass

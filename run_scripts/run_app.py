@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Look into a trained model: drop a picture, type labels, and see which codes decide.
 
-    python -m run_scripts.demo_app --model outputs/emoji_two_styles
+    python -m run_scripts.run_app --model outputs/emoji_two_styles
 
 Opens a page for this machine only (needs `pip install -e ".[app]"`).
 """
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.embedding import load_model
+from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.figures import lay_over
 from run_scripts.visualization.records import box_in_percent, encode_heat_maps
 

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.embedding import Features
+from run_scripts.evaluation.embedding import Features
 
 
 DATABASE, LOCK, SEARCH_FILES = "pictures.sqlite3", "lock", "search_files"

@@ -1,11 +1,9 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Images with captions on their way to the model: which are read, in which order, what is skipped, batches."""
 
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any
 
@@ -13,20 +11,16 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from torch.utils.data import Sampler, get_worker_info
-from transformers import BatchFeature, HfArgumentParser
+from torch.utils.data import get_worker_info
 
-from modeling_fdt import FDTProcessor
-from run_scripts.augmentation import Augmentation
-from run_scripts.data_source import (
+from run_scripts.arguments import DataArguments, is_tar_pattern
+from run_scripts.data.source import (
     DatasetShards,
     TarShards,
     check_columns,
     decode_picture,
-    is_tar_pattern,
     leave_undecoded,
     open_dataset,
     split_rows,
@@ -40,86 +34,6 @@ MIN_PAIRS_TO_JUDGE = 500
 MIN_SHARDS_TO_JUDGE = 10
 _MAX_WORKERS = 1024
 _MAX_WARNINGS = 10
-
-
-@dataclass
-class DataArguments:
-    """What to train on, and how a picture is varied from visit to visit."""
-
-    dataset: str = field(
-        metadata={"help": "A folder of save_to_disk, what load_dataset takes, or tar shards: a/{000..331}.tar."}
-    )
-    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split to train on."})
-    streaming: bool = field(default=False, metadata={"help": "Read rows in passing; tar shards always are."})
-    shuffle_buffer: int = field(default=2000, metadata={"help": "Pairs of a stream held to draw from, per worker."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions. Of a list, one is drawn at every visit."}
-    )
-    distinct_column: str | None = field(
-        default=None, metadata={"help": "Column whose values must all differ within a global batch."}
-    )
-    max_broken_fraction: float = field(
-        default=0.1, metadata={"help": "The run stops when a larger share of the data cannot be used."}
-    )
-    augmentation: dict | str | None = field(
-        default=None,
-        metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."},
-    )
-    augment_on_device: bool = field(
-        default=False, metadata={"help": "All steps but the crop on the training device, not by the workers."}
-    )
-    eval_split: str | None = field(default=None, metadata={"help": "Split for retrieval while training."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Where eval_split is, if not in `dataset`."})
-
-    def __post_init__(self):
-        self.augmentation = parse_json("augmentation", self.augmentation)
-        if not 0 <= self.max_broken_fraction <= 1:
-            raise ValueError(f"max_broken_fraction must be from 0 to 1, got {self.max_broken_fraction}")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
-        if self.augment_on_device and self.augmentation is None:
-            raise ValueError("augment_on_device needs augmentation, got none")
-        if self.eval_dataset is not None and self.eval_split is None:
-            raise ValueError(f"eval_dataset={self.eval_dataset!r} needs eval_split, got none")
-        if is_tar_pattern(self.dataset):
-            self._check_tar_options()
-        if self.is_stream and self.distinct_column is not None:
-            raise ValueError(f"distinct_column={self.distinct_column!r} needs rows to choose from, not a stream")
-
-    @property
-    def is_stream(self) -> bool:
-        return self.streaming or is_tar_pattern(self.dataset)
-
-    def _check_tar_options(self) -> None:
-        for name, only in (("image_column", "image"), ("config_name", None), ("split", "train")):
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} must be {only!r} with tar shards, got {getattr(self, name)!r}")
-        if self.eval_split is not None and self.eval_dataset is None:
-            raise ValueError(f"eval_split={self.eval_split!r} needs eval_dataset: tar shards have no splits")
-
-
-def parse_file_or_flags(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
-    """Dataclasses of arguments from one JSON file, or from flags; an unknown name is an error either way."""
-    parser = HfArgumentParser(argument_classes, allow_abbrev=False)
-    if not (argv and argv[0].endswith(".json")):
-        return parser.parse_args_into_dataclasses(argv)
-    if len(argv) > 1:
-        raise ValueError(f"give one JSON file or flags, not both, got {argv[0]} and {argv[1:]}")
-    return parser.parse_json_file(argv[0])
-
-
-def parse_json(name: str, value: dict | str | None) -> dict | None:
-    """A dict as it is, or as JSON text, the form that flags have."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} must be a JSON object, got {value!r}: {error}") from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object, got {value!r}")
-    return value
 
 
 class DataCounts:
@@ -375,102 +289,3 @@ def load_eval_dataset(arguments: DataArguments) -> Dataset:
         raise ValueError(f"eval_split={arguments.eval_split!r} must hold rows, each with a caption")
     dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image())
     return dataset.add_column(caption_column, captions)
-
-
-class DistinctBatchSampler(Sampler[int]):
-    """Orders rows so that every block of `block_size` consecutive ones holds distinct values.
-
-    Captions that repeat within a batch are false negatives to a contrastive loss. With `block_size` the global batch,
-    the order stays right on several processes, which take turns in reading batches from it. An epoch has as many
-    blocks as can be filled; which rows are left out changes with the epoch.
-
-    Args:
-        values: one value for each row.
-        block_size: number of rows in a global batch.
-        seed: of the order, together with the epoch.
-
-    Raises:
-        ValueError: there are fewer distinct values than a block holds.
-    """
-
-    def __init__(self, values: Sequence, block_size: int, seed: int):
-        self.values = np.unique(np.asarray(values), return_inverse=True)[1]  # (num_rows,) as integers
-        self.block_size, self.seed, self.epoch = block_size, seed, 0
-        counts = np.bincount(self.values)
-        if len(counts) < block_size:
-            raise ValueError(f"a global batch of {block_size} needs as many distinct values, got {len(counts)}")
-        # A value can be once in each block, so n blocks can use min(count, n) of its rows.
-        self.num_blocks = next(
-            n for n in range(len(self.values) // block_size, 0, -1) if np.minimum(counts, n).sum() >= n * block_size
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_blocks * self.block_size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        rows = generator.permutation(len(self.values))
-        ranks = generator.permutation(self.values.max() + 1)  # a random order of the values
-        rows = rows[np.argsort(ranks[self.values[rows]], kind="stable")]  # equal values now stand side by side
-        _, starts, counts = np.unique(ranks[self.values[rows]], return_index=True, return_counts=True)
-        rows = rows[np.arange(len(rows)) - np.repeat(starts, counts) < self.num_blocks][: len(self)]
-        # Dealt in turn to the blocks, neighbours never meet: no value has more rows than there are blocks.
-        blocks = rows.reshape(self.block_size, self.num_blocks).T
-        yield from generator.permuted(blocks, axis=1).ravel().tolist()
-
-
-class ContrastiveCollator:
-    """Turns rows into model inputs: one caption for each picture, pictures augmented as one batch.
-
-    What is drawn comes from the generators of `random` and torch, which [`FDTTrainer`] seeds for every batch.
-
-    Args:
-        processor: gives the pictures' size, mean and standard deviation, and tokenises.
-        image_column, caption_column: names in the rows.
-        augmentation: the steps of [`Augmentation`]. Without it the pictures are processed as in evaluation.
-        augment_on_device: leave all but the crop to the trainer: `pixel_values` are then bytes, and
-            `augmentation_seed` comes with them.
-
-    Returns (when called):
-        `pixel_values` of shape (batch_size, 3, height, width), and `input_ids` and `attention_mask` of shape
-        (batch_size, longest caption).
-    """
-
-    def __init__(
-        self,
-        processor: FDTProcessor,
-        image_column: str,
-        caption_column: str,
-        augmentation: dict | None,
-        augment_on_device: bool = False,
-    ):
-        self.processor, self.image_column, self.caption_column = processor, image_column, caption_column
-        self.augmentation = None if augmentation is None else Augmentation(augmentation, processor.image_processor)
-        self.augment_on_device = augment_on_device
-
-    def __call__(self, rows: list[dict]) -> BatchFeature:
-        captions = [row[self.caption_column] for row in rows]
-        captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
-        images = [row[self.image_column] for row in rows]
-        if self.augmentation is None:
-            return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
-        inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
-        if self.augment_on_device:
-            seed = draw_seed()
-            inputs["pixel_values"], inputs["augmentation_seed"] = self.augmentation.cut(images, seed), seed
-        else:
-            inputs["pixel_values"] = self.augment(images)
-        return inputs
-
-    def augment(self, images: list[Image.Image]) -> torch.Tensor:
-        """Pictures cropped, varied and normalised: (batch_size, 3, height, width)."""
-        seed = draw_seed()
-        return self.augmentation.vary(self.augmentation.cut(images, seed), seed)
-
-
-def draw_seed() -> int:
-    """A number drawn by torch's generator."""
-    return int(torch.randint(2**62, ()))

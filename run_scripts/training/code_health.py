@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from modeling_fdt import FDTModel
-from run_scripts.cached_gradients import current_cuda_device, frozen_running_statistics
+from run_scripts.training.cached_gradients import current_cuda_device, frozen_running_statistics
 
 
 def count_active(code_weights: torch.Tensor) -> torch.Tensor:

@@ -11,17 +11,17 @@ from PIL import Image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gradio = pytest.importorskip("gradio", reason="needs the extra [app]")
 
-from run_scripts import demo_app  # noqa: E402
+from run_scripts import run_app  # noqa: E402
 
 
 def test_labels():
-    assert demo_app.split_labels(" a cat, a dog\n\na cat ,") == ["a cat", "a dog"]
+    assert run_app.split_labels(" a cat, a dog\n\na cat ,") == ["a cat", "a dog"]
     with pytest.raises(gradio.Error, match="at least one label"):
-        demo_app.split_labels(" ,\n")
+        run_app.split_labels(" ,\n")
 
 
 def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, images):
-    probabilities, heat_maps, additions, shared = demo_app.explain(
+    probabilities, heat_maps, additions, shared = run_app.explain(
         tiny_model, tiny_processor, images[1], "a cat, <b>dog</b>", 3
     )
     inputs = tiny_processor(images=images[1], text=["a cat", "<b>dog</b>"], return_tensors="pt")
@@ -41,7 +41,7 @@ def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, 
     assert shared[0][0] == best and shared[0][1] == pytest.approx(outputs.logits_per_image[0, place].item(), abs=1e-3)
     assert shared[0][3].startswith(f"{explanation.shared_codes[0, place, 0].item()} (+")
     with pytest.raises(gradio.Error, match="Drop a picture"):
-        demo_app.explain(tiny_model, tiny_processor, None, "a cat", 3)
+        run_app.explain(tiny_model, tiny_processor, None, "a cat", 3)
 
 
 def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
@@ -49,7 +49,7 @@ def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
 
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
-    app = demo_app.build_app(tiny_model, tiny_processor)
+    app = run_app.build_app(tiny_model, tiny_processor)
     assert not app.analytics_enabled
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
@@ -64,6 +64,6 @@ def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
 
 
 def test_a_model_without_codes_is_refused(monkeypatch):
-    monkeypatch.setattr(demo_app, "load_model", lambda name: (object(), None))
+    monkeypatch.setattr(run_app, "load_model", lambda name: (object(), None))
     with pytest.raises(ValueError, match="model='clip' is a object, which has no codes"):
-        demo_app.main(demo_app.AppArguments(model="clip"))
+        run_app.main(run_app.AppArguments(model="clip"))

@@ -151,11 +151,6 @@ class TarShards:
             raise OSError(said if isinstance(said, str) else str(errors[0])) from errors[0]
 
 
-def is_tar_pattern(source: str) -> bool:
-    """Whether a data set is named by its tar shards."""
-    return source.startswith("pipe:") or source.endswith((".tar", ".tar.gz", ".tgz"))
-
-
 def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset | IterableDataset:
     """The same rows, with pictures as bytes or paths.
 

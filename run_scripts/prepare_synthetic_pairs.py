@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Write drawings of coloured shapes with captions as tar shards, laid out as img2dataset lays out what it downloads.
 
-    python -m run_scripts.make_synthetic_pairs
+    python -m run_scripts.prepare_synthetic_pairs
 
 The smoke configs of `run_scripts/configs` read them.
 """
@@ -54,7 +54,7 @@ def draw_pair(generator: random.Random, size: int) -> tuple[Image.Image, str]:
     return image, f"a {color} {shape} on {ground}"
 
 
-def make_synthetic_pairs(arguments: SyntheticPairsArguments) -> None:
+def prepare_synthetic_pairs(arguments: SyntheticPairsArguments) -> None:
     """Write the shards `00000.tar`, `00001.tar`, ..."""
     from webdataset import ShardWriter
 
@@ -75,4 +75,6 @@ def make_synthetic_pairs(arguments: SyntheticPairsArguments) -> None:
 
 
 if __name__ == "__main__":
-    make_synthetic_pairs(*HfArgumentParser(SyntheticPairsArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    prepare_synthetic_pairs(
+        *HfArgumentParser(SyntheticPairsArguments, allow_abbrev=False).parse_args_into_dataclasses()
+    )

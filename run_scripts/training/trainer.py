@@ -25,13 +25,13 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ModelOutput
 
-from modeling_fdt.hub import describe_training, write_model_card
+from modeling_fdt.model_card import describe_training, write_model_card
 from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss, gather_global_batch
-from run_scripts.cached_gradients import cached_gradient_losses
-from run_scripts.callbacks import LogitScaleClamp, TemperatureSchedule
-from run_scripts.code_health import CodeUsage, count_active, reseed_codes, usage_entropy
-from run_scripts.metrics import cosine_scores, recall_at
-from run_scripts.training_data import DistinctBatchSampler
+from run_scripts.data.batches import DistinctBatchSampler
+from run_scripts.evaluation.metrics import cosine_scores, recall_at
+from run_scripts.training.cached_gradients import cached_gradient_losses
+from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
+from run_scripts.training.code_health import CodeUsage, count_active, reseed_codes, usage_entropy
 
 
 logger = logging.getLogger(__name__)

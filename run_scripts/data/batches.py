@@ -1,0 +1,113 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Batches of pairs: which rows meet in one, and how they become inputs of the model."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Sampler
+from transformers import BatchFeature
+
+from modeling_fdt import FDTProcessor
+from run_scripts.data.augmentation import Augmentation
+
+
+class DistinctBatchSampler(Sampler[int]):
+    """Orders rows so that every block of `block_size` consecutive ones holds distinct values.
+
+    Captions that repeat within a batch are false negatives to a contrastive loss. With `block_size` the global batch,
+    the order stays right on several processes, which take turns in reading batches from it. An epoch has as many
+    blocks as can be filled; which rows are left out changes with the epoch.
+
+    Args:
+        values: one value for each row.
+        block_size: number of rows in a global batch.
+        seed: of the order, together with the epoch.
+
+    Raises:
+        ValueError: there are fewer distinct values than a block holds.
+    """
+
+    def __init__(self, values: Sequence, block_size: int, seed: int):
+        self.values = np.unique(np.asarray(values), return_inverse=True)[1]  # (num_rows,) as integers
+        self.block_size, self.seed, self.epoch = block_size, seed, 0
+        counts = np.bincount(self.values)
+        if len(counts) < block_size:
+            raise ValueError(f"a global batch of {block_size} needs as many distinct values, got {len(counts)}")
+        # A value can be once in each block, so n blocks can use min(count, n) of its rows.
+        self.num_blocks = next(
+            n for n in range(len(self.values) // block_size, 0, -1) if np.minimum(counts, n).sum() >= n * block_size
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_blocks * self.block_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        rows = generator.permutation(len(self.values))
+        ranks = generator.permutation(self.values.max() + 1)  # a random order of the values
+        rows = rows[np.argsort(ranks[self.values[rows]], kind="stable")]  # equal values now stand side by side
+        _, starts, counts = np.unique(ranks[self.values[rows]], return_index=True, return_counts=True)
+        rows = rows[np.arange(len(rows)) - np.repeat(starts, counts) < self.num_blocks][: len(self)]
+        # Dealt in turn to the blocks, neighbours never meet: no value has more rows than there are blocks.
+        blocks = rows.reshape(self.block_size, self.num_blocks).T
+        yield from generator.permuted(blocks, axis=1).ravel().tolist()
+
+
+class ContrastiveCollator:
+    """Turns rows into model inputs: one caption for each picture, pictures augmented as one batch.
+
+    What is drawn comes from the generators of `random` and torch, which [`FDTTrainer`] seeds for every batch.
+
+    Args:
+        processor: gives the pictures' size, mean and standard deviation, and tokenises.
+        image_column, caption_column: names in the rows.
+        augmentation: the steps of [`Augmentation`]. Without it the pictures are processed as in evaluation.
+        augment_on_device: leave all but the crop to the trainer: `pixel_values` are then bytes, and
+            `augmentation_seed` comes with them.
+
+    Returns (when called):
+        `pixel_values` of shape (batch_size, 3, height, width), and `input_ids` and `attention_mask` of shape
+        (batch_size, longest caption).
+    """
+
+    def __init__(
+        self,
+        processor: FDTProcessor,
+        image_column: str,
+        caption_column: str,
+        augmentation: dict | None,
+        augment_on_device: bool = False,
+    ):
+        self.processor, self.image_column, self.caption_column = processor, image_column, caption_column
+        self.augmentation = None if augmentation is None else Augmentation(augmentation, processor.image_processor)
+        self.augment_on_device = augment_on_device
+
+    def __call__(self, rows: list[dict]) -> BatchFeature:
+        captions = [row[self.caption_column] for row in rows]
+        captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
+        images = [row[self.image_column] for row in rows]
+        if self.augmentation is None:
+            return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
+        inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
+        if self.augment_on_device:
+            seed = draw_seed()
+            inputs["pixel_values"], inputs["augmentation_seed"] = self.augmentation.cut(images, seed), seed
+        else:
+            inputs["pixel_values"] = self.augment(images)
+        return inputs
+
+    def augment(self, images: list[Image.Image]) -> torch.Tensor:
+        """Pictures cropped, varied and normalised: (batch_size, 3, height, width)."""
+        seed = draw_seed()
+        return self.augmentation.vary(self.augmentation.cut(images, seed), seed)
+
+
+def draw_seed() -> int:
+    """A number drawn by torch's generator."""
+    return int(torch.randint(2**62, ()))

@@ -1,0 +1,207 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Bring an index up to date with a folder of pictures."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from run_scripts.evaluation.embedding import embed_inputs
+from run_scripts.search.image_index import FileState, IndexWriter, decode_picture, hash_model
+
+
+logger = logging.getLogger(__name__)
+
+
+EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass
+class IndexArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of a model with its processor."})
+    images: str = field(metadata={"help": "Folder of pictures, searched with all its subfolders."})
+    index: str = field(metadata={"help": "Folder of the index: a new one, or one made by this model before."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of captions in metadata.csv or metadata.jsonl, if there is one."}
+    )
+    dense_index: Literal["flat", "hnsw"] = field(
+        default="flat",
+        metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
+    )
+    codes_per_picture: int | None = field(
+        default=None, metadata={"help": "Search by codes among so many of a picture's largest; all if not given."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Files that are read, embedded and committed together."})
+    device: str = field(default="cpu", metadata={"help": "Where the model runs."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "codes_per_picture"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not Path(self.images).is_dir():
+            raise ValueError(f"images={self.images!r} is no folder")
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What a run did.
+
+    Attributes:
+        num_files, num_pictures: what the index holds now.
+        num_embedded: pictures embedded by this run.
+        num_removed: pictures that no file holds any more.
+        unreadable: for each file that was left out, why.
+    """
+
+    num_files: int
+    num_pictures: int
+    num_embedded: int
+    num_removed: int
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file as it was read: the SHA-256 of its bytes, and model inputs unless the picture is known already."""
+
+    digest: bytes
+    inputs: BatchFeature | None
+
+
+def find_files(folder: Path, caption_column: str) -> tuple[dict[str, FileState], dict[str, str]]:
+    """The picture files of a folder and its subfolders, hidden ones left out.
+
+    Returns:
+        Files by their path relative to the folder, and why others cannot be had.
+
+    Raises:
+        ValueError: metadata cannot be read or have no such column.
+    """
+    captions, files, unreadable = {}, {}, {}
+    for directory, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = Path(directory).relative_to(folder)
+        captions |= {
+            (prefix / name).as_posix(): caption for name, caption in read_captions(Path(directory), caption_column)
+        }
+        for name in sorted(names):
+            if name.startswith(".") or not name.lower().endswith(EXTENSIONS):
+                continue
+            path = (prefix / name).as_posix()
+            try:
+                path.encode()
+                status = os.stat(os.path.join(directory, name))
+            except UnicodeEncodeError:
+                unreadable[ascii(path)] = "its name is not UTF-8"
+            except OSError as error:
+                unreadable[path] = str(error)
+            else:
+                files[path] = FileState(status.st_size, status.st_mtime_ns, captions.get(path))
+    return files, unreadable
+
+
+def read_captions(folder: Path, caption_column: str) -> Iterator[tuple[str, str | None]]:
+    """File names and captions from the metadata that a folder may hold, in the form of `datasets`' imagefolder."""
+    for name in ("metadata.csv", "metadata.jsonl"):
+        path = folder / name
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            try:
+                rows = (
+                    csv.DictReader(file)
+                    if name.endswith(".csv")
+                    else (json.loads(line) for line in file if line.strip())
+                )
+                rows = list(rows)
+            except (ValueError, csv.Error) as error:
+                raise ValueError(f"{path} cannot be read: {error}") from error
+        for row in rows:
+            for column in ("file_name", caption_column):
+                if column not in row:
+                    raise ValueError(
+                        f"caption_column={caption_column!r}: {path} lacks {column!r}, it has {sorted(row)}; give "
+                        "--caption_column"
+                    )
+            if not (isinstance(row["file_name"], str) and isinstance(row[caption_column], str | None)):
+                raise ValueError(f"{path} must have file names and captions of text, got {row}")
+            yield row["file_name"], row[caption_column]
+
+
+def read_picture(path: Path, processor: ProcessorMixin, known: set[bytes]) -> Picture | str:
+    """Read a file and prepare its picture for the model, or say why it cannot be done."""
+    try:
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).digest()
+        if digest in known:
+            return Picture(digest, None)
+        return Picture(digest, processor(images=[decode_picture(data)], return_tensors="pt"))
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: IndexArguments) -> IndexReport:
+    """Bring an index up to date with its folder of pictures; arguments as in `IndexArguments`.
+
+    Raises:
+        ValueError: there is no picture that can be read, or the index cannot be written (see `IndexWriter`).
+    """
+    images = Path(arguments.images)
+    files, unreadable = find_files(images, arguments.caption_column)
+    if not files:
+        raise ValueError(f"images={arguments.images!r} holds no file with an extension of {EXTENSIONS}")
+    name = str(Path(arguments.model).resolve()) if Path(arguments.model).exists() else arguments.model
+    with IndexWriter(Path(arguments.index), images, name, hash_model(model, processor)) as writer:
+        recorded = writer.file_states()
+        is_same = {path for path, state in files.items() if _key(state) == _key(recorded.get(path))}
+        captions = {path: files[path].caption for path in is_same if files[path].caption != recorded[path].caption}
+        writer.set_captions(captions)
+        to_read = [path for path in files if path not in is_same]
+        known = writer.digests()
+        num_embedded = 0
+        progress = tqdm(total=len(to_read), unit="file", disable=None)
+        with progress, ThreadPoolExecutor() as pool:
+            for start in range(0, len(to_read), arguments.batch_size):
+                batch = to_read[start : start + arguments.batch_size]
+                pictures = pool.map(read_picture, [images / path for path in batch], repeat(processor), repeat(known))
+                new, new_files = {}, {}
+                for path, picture in zip(batch, pictures, strict=True):
+                    if isinstance(picture, str):
+                        unreadable[path] = picture
+                        continue
+                    new_files[path] = (files[path], picture.digest)
+                    if picture.inputs is not None:
+                        new[picture.digest] = picture.inputs  # once, however many files of the batch hold it
+                features = embed_inputs(model, "image", _join(list(new.values()))) if new else None
+                writer.add(list(new), features, new_files)
+                known.update(new)
+                num_embedded += len(new)
+                progress.update(len(batch))
+        for path, reason in unreadable.items():
+            logger.warning("left out %s: %s", path, reason)
+        kept = [path for path in files if path not in unreadable]
+        if not kept:
+            raise ValueError(f"images={arguments.images!r}: none of {len(files)} files can be read as a picture")
+        num_removed = writer.keep_only(kept)
+        writer.write_search_files(arguments.dense_index, arguments.codes_per_picture)
+        return IndexReport(len(kept), len(writer.digests()), num_embedded, num_removed, unreadable)
+
+
+def _key(state: FileState | None) -> tuple[int, int] | None:
+    return None if state is None else (state.size, state.mtime_ns)
+
+
+def _join(inputs: list[BatchFeature]) -> BatchFeature:
+    return BatchFeature({name: torch.cat([one[name] for one in inputs]) for name in inputs[0]})
