@@ -109,6 +109,10 @@ _UNUSED_PARTS = {
     "swinv2": "layernorm",
 }
 
+# Text towers that were trained without an attention mask on captions padded to the context: with a mask, or without
+# that padding, their token features are others than those they learnt.
+_TYPES_TRAINED_WITH_PADDING = {"siglip_text_model", "siglip2_text_model"}
+
 
 class FDTPreTrainedModel(PreTrainedModel):
     """What all FDT models share: their configuration class, what of transformers they support, initialisation."""
@@ -299,18 +303,29 @@ class _TextGrounding:
                 f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, "
                 f"got {tuple(attention_mask.shape)}."
             )
-        tower_output = self.text_tower(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        text_embeds, text_code_weights = self.text_grounding(
-            tower_output.last_hidden_state, self.codebook, attention_mask
-        )
+        tower_ids: torch.Tensor = input_ids
+        tower_mask = attention_mask
+        if self.config.text_config.model_type in _TYPES_TRAINED_WITH_PADDING:
+            tower_ids, tower_mask = self._pad_to_context(input_ids, attention_mask, context_length), None
+        tower_output = self.text_tower(input_ids=tower_ids, attention_mask=tower_mask, **kwargs)
+        token_features = tower_output.last_hidden_state[:, : input_ids.shape[1]]
+        text_embeds, text_code_weights = self.text_grounding(token_features, self.codebook, attention_mask)
         return FDTTextModelOutput(
-            last_hidden_state=tower_output.last_hidden_state,
+            last_hidden_state=token_features,
             pooler_output=text_embeds,
             hidden_states=tower_output.hidden_states,
             attentions=tower_output.attentions,
             text_embeds=text_embeds,
             text_code_weights=text_code_weights,
         )
+
+    def _pad_to_context(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int
+    ) -> torch.Tensor:
+        pad_token_id = self.config.text_config.pad_token_id
+        if attention_mask is not None:  # a tokenizer may pad with another id
+            input_ids = input_ids.masked_fill(attention_mask == 0, pad_token_id)
+        return nn.functional.pad(input_ids, (0, context_length - input_ids.shape[1]), value=pad_token_id)
 
 
 class FDTVisionModel(_ImageGrounding, FDTPreTrainedModel):

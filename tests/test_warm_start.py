@@ -90,6 +90,26 @@ def test_warm_start_keeps_towers_vocabulary_and_image_statistics(kind, tmp_path)
     assert "Not trained yet" in (tmp_path / "fdt" / "README.md").read_text(encoding="utf-8")
 
 
+def test_siglips_token_features_are_those_of_siglip(tmp_path):
+    """SigLIP reads captions padded to the context without a mask; the words' features must not become others."""
+    source = save_clip(tmp_path / "clip", "siglip").eval()
+    model, processor = warm_start(tmp_path)
+    inputs = processor(text=["a photo of a cat", "dog"], return_tensors="pt")
+    input_ids = torch.zeros(2, 12, dtype=torch.long)
+    input_ids[:, :5] = inputs["input_ids"]
+    with torch.no_grad():
+        expected = source.text_model(input_ids=input_ids).last_hidden_state[:, :5]
+        together = model.get_text_features(**inputs)
+        alone = model.get_text_features(inputs["input_ids"][1:, :1])
+        padded = processor(text=["dog"], padding="max_length", return_tensors="pt")
+        padded["input_ids"][:, 1:] = 3
+        padded = model.get_text_features(**padded)
+    assert torch.equal(together.last_hidden_state, expected)
+    # Padding changes the shapes of products, so float32 sums come in another order.
+    for output in (alone, padded):
+        torch.testing.assert_close(output.text_embeds, together.text_embeds[1:], rtol=0, atol=1e-6)
+
+
 def open_clip_tensors(model: CLIPModel) -> dict[str, torch.Tensor]:
     """A CLIPModel's weights by OpenCLIP's names."""
     tensors = {"logit_scale": model.logit_scale, "text_projection": model.text_projection.weight.T}
