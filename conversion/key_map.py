@@ -1,3 +1,4 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Names as data: which tensor of the original becomes which parameter of the transformers model, both ways.
 
 An original name may hold several parameters (fused query, key and value). What is neither here nor on the list of

@@ -1,3 +1,4 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Where converted and newly started models come from, for their cards."""
 
 from .original_config import OriginalConfig

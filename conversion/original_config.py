@@ -1,19 +1,27 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """The configuration that the original implementation saves beside its checkpoints, read strictly.
 
 Source: https://github.com/yuxiaochen1103/FDT at commit ccf6983, the constructors under `prototype/model`. Defaults
 here are the defaults there; a field that those constructors do not take is an error here as it is there.
 """
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .strict_config import Section, read_mapping
 
 
 VOCAB_SIZE = 49409  # CLIP's byte pairs, `<|mask|>`, the start and the end token
 START_TOKEN_ID, END_TOKEN_ID, PADDING_TOKEN_ID = 49407, 49408, 0
+
+LARGEST_STEP = 2**63 - 1  # of training
+# Far above every published model. Layers are built before the checkpoint can contradict their number, and no tensor
+# tells the size of Swin's images and windows.
+_MOST_LAYERS = 1024
+_LARGEST_SIDE = 4096  # of an image, in pixels
+_LARGEST_WINDOW = 64  # in tokens
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class CodebookDims:
 
 
 @dataclass(frozen=True)
-class TemperatureSchedule:
+class TemperatureDecay:
     """The grounding temperature over training: `start`, multiplied by `factor` every `period` steps."""
 
     start: float
@@ -120,8 +128,21 @@ class TemperatureSchedule:
     minimum: float
 
     def at(self, step: int) -> float:
-        """The effective temperature at a training step: what the original's evaluation divides scores by."""
-        return max(self.start * self.factor ** (step / self.period), self.minimum)
+        """
+        The effective temperature at a training step: what the original's evaluation divides scores by.
+
+        Raises:
+            ValueError: it is 0 or infinite.
+        """
+        try:
+            temperature = max(self.start * self.factor ** (step / self.period), self.minimum)
+        except OverflowError:
+            temperature = math.inf
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"config: `t_decay` gives a temperature of {temperature} at step {step}; it must be above 0 and finite"
+            )
+        return temperature
 
 
 @dataclass(frozen=True)
@@ -133,78 +154,17 @@ class OriginalConfig:
     text: TextDims
     embed_dim: int
     codebook: CodebookDims | None
-    temperature: TemperatureSchedule | None
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-class Section:
-    """
-    A mapping of a configuration that checks types as it is read, and in the end that nothing was left unread.
-
-    Args:
-        path: where it stands in the configuration, for messages.
-        values: the mapping.
-        ignored: names that may be there and do not matter.
-
-    Raises:
-        ValueError: from every method, naming the field, what it is and what is allowed.
-    """
-
-    def __init__(self, path: str, values: Any, ignored: tuple[str, ...] = ()):
-        if not isinstance(values, dict):
-            raise ValueError(f"config: `{path}` must be a mapping, got {values!r}")
-        self.path, self.values, self.ignored, self.read = path, values, ignored, set()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.read.add(name)
-        value = self.values.get(name, default)
-        if value is None:
-            raise ValueError(f"config: `{self.path}.{name}` is missing")
-        return value
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if not _is_int(value) or value <= 0:
-            raise ValueError(f"config: `{self.path}.{name}` must be a positive integer, got {value!r}")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self.get(name)
-        if not isinstance(value, list) or not value or not all(_is_int(number) for number in value):
-            raise ValueError(f"config: `{self.path}.{name}` must be a list of integers, got {value!r}")
-        return tuple(value)
-
-    def number(self, name: str, minimum: float = 0.0) -> float:
-        value = self.get(name)
-        if not (_is_int(value) or isinstance(value, float)) or not value >= minimum:
-            raise ValueError(f"config: `{self.path}.{name}` must be a number of at least {minimum}, got {value!r}")
-        return float(value)
-
-    def choice(self, name: str, allowed: tuple, default: Any = None) -> Any:
-        value = self.get(name, default)
-        if value not in allowed:
-            raise ValueError(f"config: `{self.path}.{name}` must be one of {list(allowed)}, got {value!r}")
-        return value
-
-    def finish(self) -> None:
-        unknown = sorted(set(self.values) - self.read - set(self.ignored))
-        if unknown:
-            raise ValueError(
-                f"config: `{self.path}` has unknown fields {unknown}; known: {sorted(self.read.union(self.ignored))}"
-            )
+    temperature: TemperatureDecay | None
 
 
 def _vision_transformer(values: Any, patch_size: int) -> tuple[VisionTransformerDims, int]:
     section = Section("model.kwargs.image_encode", values, ignored=("checkpoint", "dropout", "emb_dropout"))
     dims = VisionTransformerDims(
         width=section.integer("width", 768),
-        layers=section.integer("layers", 12),
+        layers=section.integer("layers", 12, _MOST_LAYERS),
         heads=section.integer("heads", 12),
         patch_size=section.integer("patch_size", patch_size),
-        input_resolution=section.integer("input_resolution", 224),
+        input_resolution=section.integer("input_resolution", 224, _LARGEST_SIDE),
     )
     embed_dim = section.integer("embed_dim")
     section.finish()
@@ -223,11 +183,11 @@ def _swin(values: Any) -> tuple[SwinDims, int]:
         swin.choice(name, (value,), default=value)
     dims = SwinDims(
         embed_dim=swin.integer("EMBED_DIM"),
-        depths=swin.integers("DEPTHS"),
+        depths=swin.integers("DEPTHS", _MOST_LAYERS),
         num_heads=swin.integers("NUM_HEADS"),
-        window_size=swin.integer("WINDOW_SIZE"),
+        window_size=swin.integer("WINDOW_SIZE", largest=_LARGEST_WINDOW),
         patch_size=swin.integer("PATCH_SIZE"),
-        input_resolution=data.integer("IMG_SIZE"),
+        input_resolution=data.integer("IMG_SIZE", largest=_LARGEST_SIDE),
         mlp_ratio=swin.number("MLP_RATIO"),
     )
     num_stages = len(dims.depths)
@@ -254,7 +214,7 @@ def _text(values: Any) -> tuple[TextDims, int]:
     section.choice("positional_embedding_flag", (True,), default=True)
     dims = TextDims(
         width=section.integer("transformer_width", 512),
-        layers=section.integer("transformer_layers", 12),
+        layers=section.integer("transformer_layers", 12, _MOST_LAYERS),
         heads=section.integer("transformer_heads", 8),
         context_length=section.integer("context_length", 77),
     )
@@ -294,14 +254,14 @@ def _codebook(name: str, values: Any, image_token_dim: int, text_token_dim: int)
     return dims
 
 
-def _temperature(raw: dict) -> TemperatureSchedule:
+def _temperature(raw: dict) -> TemperatureDecay:
     if "t_decay" not in raw:
         raise ValueError(
             "config: `t_decay` is missing; the grounding temperature is not in the checkpoint, and without "
             "`t_decay` (org_t, sd_T_decay_w, sd_T_decay_iter, sd_T_min) the outputs cannot be reproduced"
         )
     section = Section("t_decay", raw["t_decay"])
-    schedule = TemperatureSchedule(
+    schedule = TemperatureDecay(
         start=section.number("org_t"),
         factor=section.number("sd_T_decay_w"),
         period=section.integer("sd_T_decay_iter"),
@@ -332,11 +292,9 @@ def parse_original_config(raw: Any, swin: Any = SWIN_BASE) -> OriginalConfig:
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
         raise ValueError("config: expected the original's training configuration, a mapping with the section `model`")
-    model_type, kwargs = raw["model"].get("type"), raw["model"].get("kwargs")
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"config: `model.type` must be one of {sorted(MODEL_TYPES)}, got {model_type!r}")
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"config: `model.kwargs` must be a mapping, got {kwargs!r}")
+    model = Section("model", raw["model"])
+    model_type = model.choice("type", tuple(MODEL_TYPES))
+    kwargs = Section("model.kwargs", model.get("kwargs")).values
     kind = MODEL_TYPES[model_type]
 
     text, text_embed_dim = _text(kwargs.get("text_encode"))
@@ -354,27 +312,6 @@ def parse_original_config(raw: Any, swin: Any = SWIN_BASE) -> OriginalConfig:
         codebook = _codebook(kind.fdt_section, kwargs.get(kind.fdt_section), vision.token_dim, text.width)
         temperature = _temperature(raw)
     return OriginalConfig(model_type, vision, text, embed_dim, codebook, temperature)
-
-
-def read_mapping(path: str | Path) -> Any:
-    """
-    Reads a JSON or YAML file, by its extension.
-
-    Raises:
-        ValueError: the file does not exist, is of another kind or does not parse.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        if path.suffix == ".json":
-            return json.loads(text)
-        if path.suffix in (".yaml", ".yml"):
-            return yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not valid {path.suffix[1:].upper()}: {error}") from error
-    raise ValueError(f"{path}: expected a .json, .yaml or .yml file")
 
 
 def read_original_config(path: str | Path, swin_path: str | Path | None = None) -> OriginalConfig:

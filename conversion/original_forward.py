@@ -1,3 +1,4 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """The original's forward pass, written down plainly, straight from a checkpoint's tensors.
 
 This is the reference that `--verify` and the tests compare against. It shares no code with `modeling_fdt` or with
@@ -70,7 +71,7 @@ def _swin_windows(side: int, window: int, shift: int) -> tuple[torch.Tensor, tor
     Which tokens attend to which, for a square of `side` by `side` tokens cut into windows after a cyclic shift.
 
     Returns:
-        Token numbers by window (windows, window * window); which pairs come from parts of the picture that the shift
+        Token numbers by window (windows, window * window); which pairs come from parts of the image that the shift
         brought together (windows, window * window, window * window); row and column differences of all pairs
         (window * window, window * window, 2).
     """

@@ -1,3 +1,4 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Does a converted folder compute what the original's checkpoint computes?"""
 
 from pathlib import Path
@@ -6,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
+from .key_map import dropped_names
 from .original_checkpoint import OriginalCheckpoint
 from .original_config import END_TOKEN_ID, START_TOKEN_ID, OriginalConfig
 from .original_forward import original_forward
@@ -60,7 +62,8 @@ def verify(folder: Path, checkpoint: OriginalCheckpoint, config: OriginalConfig)
         ValueError: a difference exceeds its tolerance.
     """
     pixel_values, input_ids, attention_mask = fixed_batch(config)
-    tensors = {name: tensor.double() for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
+    dropped = dropped_names(checkpoint.tensors, config.model_type)
+    tensors = {name: tensor.double() for name, tensor in checkpoint.tensors.items() if name not in dropped}
     reference = original_forward(tensors, config, checkpoint.last_iter, pixel_values, input_ids, attention_mask)
     del tensors
     infix = "_fdt" if config.codebook else ""

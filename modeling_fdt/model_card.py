@@ -4,13 +4,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import TrainerState, TrainingArguments
 
+
+if TYPE_CHECKING:  # at run time this import brings peft along, and what peft prints
+    from transformers import TrainerState, TrainingArguments
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _FILE_NAME = "README.md"
@@ -74,7 +76,7 @@ def write_model_card(
     card.save(folder / _FILE_NAME)
 
 
-def describe_training(arguments: TrainingArguments, state: TrainerState) -> dict[str, object]:
+def describe_training(arguments: "TrainingArguments", state: "TrainerState") -> dict[str, object]:
     """The facts of a training run, by the names under which a card lists them."""
     batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]

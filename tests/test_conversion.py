@@ -2,11 +2,16 @@
 
 import json
 import logging
+import math
 import os
 import pickle
+import re
 import resource
+import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +19,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import (
-    AutoModel,
-    AutoProcessor,
-    CLIPModel,
-)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor, CLIPModel
 
 from conversion import command_line
-from conversion.convert_fdt_to_hf import ConversionArguments, convert, convert_fdt_to_hf
+from conversion.convert_fdt_to_hf import ConversionArguments, convert_fdt_to_hf
 from conversion.convert_hf_to_fdt import BackConversionArguments, convert_hf_to_fdt
 from conversion.key_map import DROPPED, dropped_names, key_map, to_original, to_ours
 from conversion.original_checkpoint import read_original_checkpoint, write_original_checkpoint
 from conversion.original_config import MODEL_TYPES, SWIN_BASE, parse_original_config, read_original_config
+from conversion.to_transformers import convert
 from modeling_fdt import FDTModel
 
 from . import golden
@@ -80,7 +83,7 @@ def test_folder_loads_through_auto_classes(converted):
     assert model(**inputs).logits_per_image.shape == (1, 2)
 
 
-def test_card_states_origin_licence_and_limits(converted):
+def test_card_states_origin_license_and_limits(converted):
     card = (converted / "README.md").read_text(encoding="utf-8")
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["license"] == "apache-2.0"
@@ -405,7 +408,7 @@ def assert_refused(tmp_path: Path, checkpoint: Path, config: Path, *reasons: str
     with pytest.raises(SystemExit) as end:
         command_line.run(convert_fdt_to_hf, ConversionArguments, argv)
     message = str(end.value.code)
-    assert message.startswith("error: ")
+    assert message.startswith("error: ") and len(message) < 5000
     for reason in reasons:
         assert reason in message
     assert sorted(tmp_path.iterdir()) == before
@@ -459,6 +462,9 @@ def test_hostile_pickle_is_refused_and_not_executed(tmp_path, config, save):
         ({"state_dict": {}}, "expected the keys `model`"),
         ({"model": {"space_dict": torch.ones(2)}}, "`last_iter` must be the training step"),
         ({"model": {"space_dict": 3}, "last_iter": 0}, "must map names to tensors"),
+        ({"model": {5: torch.ones(2)}, "last_iter": 0}, "must map names to tensors, got 5"),
+        ({"model": {}, "last_iter": 10**30}, "`last_iter` must be the training step"),
+        ({1: 2, "a": 3, (4, 5): 6}, "expected the keys `model`"),
     ],
 )
 def test_other_contents_are_refused(tmp_path, config, content, reason):
@@ -503,7 +509,7 @@ def changed(path: str, value: object) -> dict:
     [
         ("t_decay", None, ("`t_decay` is missing",)),
         ("t_decay.org_t", None, ("`t_decay.org_t` is missing",)),
-        ("t_decay.org_t", "1000", ("`t_decay.org_t` must be a number",)),
+        ("t_decay.org_t", "1000", ("`t_decay.org_t` must be a finite number",)),
         ("t_decay.org_T", 5, ("unknown fields ['org_T']",)),
         ("model", None, ("section `model`",)),
         ("model.type", "clip_res50", ("must be one of", "clip_res50")),
@@ -512,6 +518,17 @@ def changed(path: str, value: object) -> dict:
         ("model.kwargs.fdt.sd_num", 1024, ("space_dict: (512, 64) in the checkpoint, (1024, 64) by the config",)),
         ("model.kwargs.fdt.sd_dim", 32, ("q_map.4.weight",)),
         ("model.kwargs.fdt.sd_num", True, ("must be a positive integer",)),
+        ("model.kwargs.fdt.sd_num", 10**12, ("`model.kwargs.fdt.sd_num` must be a positive integer of at most",)),
+        ("model.kwargs.fdt.sd_num", 10**9, ("space_dict: (512, 64) in the checkpoint, (1000000000, 64) by the",)),
+        ("model.kwargs.fdt.sd_dim", 2**31 - 1, ("config: no model has these sizes",)),
+        ("model.kwargs.image_encode.layers", 10**9, ("must be a positive integer of at most 1,024",)),
+        ("model.kwargs.image_encode.input_resolution", 2**20, ("must be a positive integer of at most 4,096",)),
+        ("model.type", ["clip_vitb32"], ("`model.type` must be one of",)),
+        ("model.kwargs", [], ("`model.kwargs` must be a mapping, got []",)),
+        ("t_decay.org_t", math.inf, ("`t_decay.org_t` must be a finite number",)),
+        ("t_decay.org_t", math.nan, ("`t_decay.org_t` must be a finite number",)),
+        ("t_decay.org_t", 10**400, ("`t_decay.org_t` must be a finite number",)),
+        ("t_decay.sd_T_decay_w", 1e300, ("`t_decay` gives a temperature of inf at step 86560",)),
         ("model.kwargs.fdt.att_func_type", "relu", ("must be one of", "relu")),
         ("model.kwargs.fdt.sd_nums", 3, ("unknown fields ['sd_nums']",)),
         ("model.kwargs.fdt.raw_txt_ft_dim", 512, ("is 512, but the tower's tokens have 64",)),
@@ -529,14 +546,158 @@ def test_wrong_configs_are_refused(tmp_path, checkpoint, path, value, reasons):
     assert_refused(tmp_path, checkpoint, write_config(tmp_path, changed(path, value)), *reasons)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [("c.json", "{", "not valid JSON"), ("c.yaml", "a: [", "not valid YAML"), ("c.txt", "", "expected a .json")],
-)
-def test_unreadable_configs_are_refused(tmp_path, checkpoint, name, text, reason):
+# Texts of configurations that break readers, and what they are refused for.
+ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+UNREADABLE = {
+    "c.json": ("{", "not valid JSON"),
+    "c.yaml": ("a: [", "not valid YAML"),
+    "c.txt": ("", "expected a .json"),
+    "deep.json": ("[" * 100_000, "nested too deeply"),
+    "deep.yaml": ("[" * 5_000, "nested too deeply"),
+    "digits.json": (f'{{"model": {"9" * 5000}}}', "not valid JSON"),
+    "hexadecimal.yaml": (f"model: {{type: 0x{'f' * 5000}}}", "a number of more than 4,300 digits"),
+    "aliases.yaml": (f"{ALIASES}model: *a39", "its aliases stand for more than 100,000 values"),
+    "merges.yaml": (f"{MERGES}model: *a39", "its aliases stand for more than 100,000 values"),
+    "itself.yaml": ("model: &a {type: *a}", "its aliases stand for more than 100,000 values"),
+    "keys.yaml": ("model: {1: 2, type: clip_vitb32}", "the names in `model` must be strings, got 1"),
+    "lists.yaml": ("model: {[1]: 2}", "not valid YAML"),
+    "date.yaml": ("model: {type: 2020-01-01}", "must be one of"),
+    "list.json": ("[]", "section `model`"),
+    "null.yaml": ("", "section `model`"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_configs_are_refused(tmp_path, checkpoint, name):
+    text, reason = UNREADABLE[name]
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert_refused(tmp_path, checkpoint, tmp_path / name, reason)
-    assert_refused(tmp_path, checkpoint, tmp_path / "absent.json", "no such file")
+
+
+TOKENS = "encode_text.token_embedding.weight"
+
+
+def with_nan_in_an_unused_row(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor[-3, 0] = torch.nan  # `<|mask|>`, which no caption of the fixed batch holds
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        (TOKENS, with_nan_in_an_unused_row, f"{TOKENS}: 1 of 3,162,176 values are NaN, infinite or too large"),
+        ("visual.ln_pre.weight", lambda tensor: tensor * torch.nan, "visual.ln_pre.weight: 96 of 96 values are NaN"),
+        ("space_dict", lambda tensor: tensor.double() * 1e300, "too large for float32"),
+        ("space_dict", torch.Tensor.int, "space_dict: its type must be one of"),
+        ("logit_scale", torch.Tensor.bool, "logit_scale: its type must be one of"),
+        ("space_dict", lambda tensor: tensor.to(torch.complex64), "got torch.complex64"),
+        ("space_dict", torch.Tensor.to_sparse, "space_dict: it must be dense"),
+        ("space_dict", lambda tensor: tensor.to("meta"), "space_dict: it has a shape but no values"),
+        ("space_dict", lambda tensor: torch.zeros(1).expand(10**6, 10**6), "(1000000, 1000000) in the checkpoint"),
+    ],
+)
+def test_damaged_tensors_are_refused(tmp_path, checkpoint, config, name, damage, reason):
+    tensors = read_original_checkpoint(checkpoint).tensors
+    model = tensors | {name: damage(tensors[name])}  # not written by our own function, which makes tensors contiguous
+    torch.save({"model": model, "last_iter": 0}, tmp_path / "damaged.pth.tar")
+    assert_refused(tmp_path, tmp_path / "damaged.pth.tar", config, reason)
+
+
+@pytest.mark.parametrize("name", ["encode_text.text_projection.bias", "encode_text.text_projection.weight"])
+def test_damaged_projections_of_the_clip_baseline_are_refused(tmp_path, checkpoint_paths, name):
+    tensors = read_original_checkpoint(checkpoint_paths["tiny_clip"]).tensors
+    write_original_checkpoint(tmp_path / "damaged.pth.tar", tensors | {name: tensors[name] * torch.nan}, 0)
+    assert_refused(tmp_path, tmp_path / "damaged.pth.tar", golden.config_path("tiny_clip"), f"{name}: ", "NaN")
+
+
+def test_damaged_bytes_inside_the_archive_are_refused(tmp_path, checkpoint, config):
+    """Weights that are merely wrong pass every comparison with themselves; only their checksum tells."""
+    content = bytearray(checkpoint.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    (tmp_path / "damaged.pth.tar").write_bytes(content)
+    assert_refused(tmp_path, tmp_path / "damaged.pth.tar", config, "damaged", "the checksum of")
+
+
+def test_packed_archives_are_refused(tmp_path, checkpoint, config):
+    with (
+        zipfile.ZipFile(checkpoint) as source,
+        zipfile.ZipFile(tmp_path / "packed.pth.tar", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.namelist():
+            target.writestr(member, source.read(member))
+    assert_refused(tmp_path, tmp_path / "packed.pth.tar", config, "is compressed")
+
+
+@pytest.mark.parametrize("command", [convert_fdt_to_hf, convert_hf_to_fdt])
+def test_full_disk_is_told_and_leaves_nothing(tmp_path, checkpoint, config, converted, command):
+    before = sorted(tmp_path.iterdir())
+    out = str(tmp_path / "out")
+    arguments = {
+        convert_fdt_to_hf: ConversionArguments(str(checkpoint), str(config), out),
+        convert_hf_to_fdt: BackConversionArguments(str(converted), out),
+    }[command]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="out: cannot be written: "):
+            command(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def damage_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_tower.final_layer_norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def poison_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["codebook"][7, 3] = torch.inf
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def set_config(**fields: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damage_weights, "not a checkpoint that transformers can load"),
+        (lose_weights, "weights are missing: ['text_tower.final_layer_norm.weight']"),
+        (poison_weights, "codebook: 1 of 32,768 values are NaN, infinite"),
+        (set_config(codebook_size=10**12), "not a checkpoint that transformers can load"),
+        (set_config(codebook_size="many"), "`codebook_size` must be an integer above 0"),
+        (set_config(vision_config=[1]), "`vision_config` must be a configuration"),
+        (set_config(model_type="bert"), "the model must be of type fdt or clip, got bert"),
+        (set_config(model_type={}), "not a checkpoint that transformers can load"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not a checkpoint that"),
+        (lambda folder: (folder / "config.json").unlink(), "not a checkpoint that"),
+    ],
+)
+def test_damaged_transformers_folders_are_refused(tmp_path, converted, damage, reason):
+    shutil.copytree(converted, tmp_path / "model")
+    damage(tmp_path / "model")
+    argv = ["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=re.escape(reason)) as end:
+        command_line.run(convert_hf_to_fdt, BackConversionArguments, argv)
+    message = str(end.value.code)
+    assert message.startswith("error: ") and len(message) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_failed_verification_leaves_nothing(tmp_path, checkpoint, config, monkeypatch):
@@ -546,8 +707,39 @@ def test_failed_verification_leaves_nothing(tmp_path, checkpoint, config, monkey
         first.q_proj, first.k_proj = first.k_proj, first.q_proj
         return model
 
-    monkeypatch.setattr("conversion.convert_fdt_to_hf.convert", convert_wrongly)
+    monkeypatch.setattr("conversion.to_transformers.convert", convert_wrongly)
     assert_refused(tmp_path, checkpoint, config, "verification failed", "image_embeds")
+
+
+def test_output_into_a_folder_that_cannot_be_replaced(tmp_path, checkpoint, config, monkeypatch):
+    """A mount, the working directory or a link to one: what was converted must be there in the end."""
+    there, link = tmp_path / "there", tmp_path / "link"
+    there.mkdir()
+    link.symlink_to(there)
+    inode = there.stat().st_ino
+    monkeypatch.chdir(there)
+    argv = ["--checkpoint", str(checkpoint), "--config", str(tmp_path / "absent.json")]
+    for name in (".", str(link), str(there)):
+        with pytest.raises(SystemExit):
+            command_line.run(convert_fdt_to_hf, ConversionArguments, [*argv, "--output_dir", name])
+        assert not any(there.iterdir())
+    for name in (".", str(link)):
+        convert_fdt_to_hf(ConversionArguments(str(checkpoint), str(config), name, verify=False))
+        assert there.stat().st_ino == inode and link.is_symlink()
+        assert isinstance(AutoModel.from_pretrained(str(there)), FDTModel)
+        assert not any(path.name.endswith("unfinished") for path in (*there.iterdir(), *tmp_path.iterdir()))
+        for path in there.iterdir():
+            path.unlink()
+
+
+def test_finished_work_is_kept_if_its_place_is_taken_meanwhile(tmp_path):
+    with pytest.raises(OSError), command_line.new_folder(tmp_path / "out") as folder:
+        (folder / "result").write_text("result", encoding="utf-8")
+        (tmp_path / "out").write_text("taken", encoding="utf-8")
+    assert (tmp_path / ".out.unfinished" / "result").read_text(encoding="utf-8") == "result"
+    (tmp_path / "out").unlink()
+    with pytest.raises(ValueError, match="another run writes it"), command_line.new_folder(tmp_path / "out"):
+        pass
 
 
 def test_folder_with_contents_is_left_alone(tmp_path, checkpoint, config):

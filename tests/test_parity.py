@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from conversion.convert_fdt_to_hf import convert
 from conversion.key_map import key_map, to_original
 from conversion.original_checkpoint import read_original_checkpoint
 from conversion.original_config import read_original_config
 from conversion.original_forward import original_forward
+from conversion.to_transformers import convert
 
 from . import golden
 

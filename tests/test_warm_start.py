@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
@@ -29,7 +31,9 @@ from transformers import (
     SiglipModel,
 )
 
-from conversion.init_fdt_from_clip import WarmStartArguments, init_fdt_from_clip, kmeans_codebook
+from conversion.init_fdt_from_clip import WarmStartArguments, init_fdt_from_clip
+from conversion.open_clip import open_clip_image_processor
+from conversion.warm_start import kmeans_codebook
 from modeling_fdt import FDTModel
 
 
@@ -56,12 +60,15 @@ def save_clip(folder: Path, kind: str):
         image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    save_tokenizer(folder, models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     return model
+
+
+def save_tokenizer(folder: Path, model: models.Model, pad_token: str | None = "<pad>") -> None:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": pad_token}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def warm_start(folder: Path, **options) -> tuple[FDTModel, AutoProcessor]:
@@ -159,11 +166,41 @@ def test_warm_start_from_open_clips_own_format(tmp_path):
     assert list(processor.image_processor.image_mean) == [0.1, 0.2, 0.3]
     assert processor(text="dog", return_tensors="pt")["input_ids"].tolist() == [[8]]
 
-    vision["timm_model_name"] = "convnext_base"
-    config.write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(ValueError, match="unknown fields \\['timm_model_name'\\]"):
-        init_fdt_from_clip(WarmStartArguments(str(tmp_path / "clip"), str(tmp_path / "other")))
-    assert not (tmp_path / "other").exists()
+    for interpolation, resample in (("bilinear", 2), ("bicubic", 3), (None, 3)):
+        raw["preprocess_cfg"] |= {"interpolation": interpolation, "resize_mode": "squash", "fill_color": 9, "size": 32}
+        config.write_text(json.dumps(raw), encoding="utf-8")
+        image_processor = open_clip_image_processor(tmp_path / "clip")
+        assert image_processor.resample == resample
+        assert image_processor(Image.new("RGB", (90, 30)), return_tensors="pt")["pixel_values"].shape[2:] == (32, 32)
+        assert not image_processor.do_center_crop
+
+    def assert_refused(reason: str, **sections: dict) -> None:
+        changed = {"model_cfg": raw["model_cfg"], "preprocess_cfg": {}} | sections
+        config.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            init_fdt_from_clip(WarmStartArguments(str(tmp_path / "clip"), str(tmp_path / "other"), codebook_size=16))
+        assert not (tmp_path / "other").exists()
+
+    assert_refused("`preprocess_cfg.resize_mode` must be one of", preprocess_cfg={"resize_mode": "longest"})
+    assert_refused("`preprocess_cfg.interpolation` must be one of", preprocess_cfg={"interpolation": "lanczos"})
+    assert_refused("`preprocess_cfg.size` must be one of [32, [32, 32]], got 64", preprocess_cfg={"size": 64})
+    assert_refused("`preprocess_cfg.mean` must be a list of 3 finite", preprocess_cfg={"mean": [0.5, 0.5, 1e999]})
+    assert_refused("`preprocess_cfg.std` must be above 0", preprocess_cfg={"std": [0.5, 0.5, 0]})
+    assert_refused("unknown fields ['gamma']", preprocess_cfg={"gamma": 2})
+    assert_refused("`preprocess_cfg` must be a mapping", preprocess_cfg=[1])
+    for change, reason in (
+        ({"timm_model_name": "convnext_base"}, "unknown fields ['timm_model_name']"),
+        ({"layers": 10**9}, "must be a positive integer of at most 1,024"),
+        ({"width": 2**31 - 1}, "no model has these sizes"),
+        ({"head_width": 64}, "no model has these sizes"),
+        ({"width": 64}, "visual.class_embedding: (32,) in the checkpoint, (64,) by the config"),
+    ):
+        assert_refused(reason, model_cfg=raw["model_cfg"] | {"vision_cfg": vision | change})
+    weights = tmp_path / "clip" / "open_clip_model.safetensors"
+    save_file(tensors | {"visual.conv1.weight": tensors["visual.conv1.weight"] * torch.nan}, weights)
+    assert_refused("visual.conv1.weight: 6,144 of 6,144 values are NaN")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert_refused("damaged, or not a safetensors file")
 
 
 def test_warm_start_is_reproducible(tmp_path):
@@ -177,9 +214,9 @@ def test_warm_start_is_reproducible(tmp_path):
 def test_warm_start_from_kmeans(tmp_path):
     save_clip(tmp_path / "clip", "clip")
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(6)]
+    images = [Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(6)]
     captions = ["a cat", "a dog", "a photo of a cat", "photo of dog", "dog", "cat"]
-    Dataset.from_dict({"image": pictures, "caption": captions}).save_to_disk(str(tmp_path / "pairs"))
+    Dataset.from_dict({"image": images, "caption": captions}).save_to_disk(str(tmp_path / "pairs"))
     model, _ = warm_start(tmp_path, kmeans_dataset=str(tmp_path / "pairs"))
     codebook = model.codebook.detach()
     assert codebook.std().item() == pytest.approx(1, abs=1e-5)  # float32 rounding of a mean of 128 values
@@ -206,6 +243,8 @@ def test_kmeans_codes_are_the_standardised_clusters():
     ("options", "reason"),
     [
         ({"kmeans_dataset": "absent"}, "no such data set"),
+        ({"codebook_size": 10**12}, "`codebook_size` times `codebook_dim` must be at most"),
+        ({"codebook_dim": 0}, "`codebook_dim` must be above 0, got 0"),
         ({"kmeans_dataset": "pairs", "codebook_size": 5000}, "at least as many tokens as codes"),
         ({"kmeans_dataset": "pairs", "caption_column": "text"}, "no column 'text'"),
         ({"kmeans_dataset": "pairs", "kmeans_pairs": 0}, "`kmeans_pairs` must be above 0"),
@@ -227,10 +266,76 @@ def test_warm_start_refuses_what_has_no_two_towers(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         tmp_path / "clip"
     )
-    with pytest.raises(ValueError, match="two towers"):
+    with pytest.raises(ValueError, match="must be of type clip or metaclip_2 or siglip, got clip_vision_model"):
         warm_start(tmp_path)
     with pytest.raises(ValueError, match="not a checkpoint"):
         init_fdt_from_clip(WarmStartArguments(str(tmp_path / "absent"), str(tmp_path / "fdt")))
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def use_vocabulary(vocabulary: list[str], **options) -> Callable[[Path], None]:
+    ids = {word: index for index, word in enumerate(vocabulary)}
+    return lambda folder: save_tokenizer(folder, models.WordLevel(ids, unk_token="<unk>"), **options)
+
+
+def lose_merges(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    letters = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    CLIPModel(CLIPConfig(**config | {"text_config": config["text_config"] | {"vocab_size": 30}})).save_pretrained(
+        folder
+    )
+    ids = {letter: index for index, letter in enumerate(letters)}
+    save_tokenizer(folder, models.BPE(ids, [], unk_token="<unk>"))
+
+
+def change_json(name: str, **fields: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+
+    return change
+
+
+def poison(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.embeddings.token_embedding.weight"][3, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove("tokenizer.json", "tokenizer_config.json"), "does not know the words ['photo', 'of', 'cat', 'dog']"),
+        (remove("tokenizer.json"), "no tokenizer that transformers can load"),
+        (use_vocabulary(WORDS[:4]), "does not know the words ['photo', 'of', 'cat', 'dog']"),
+        (use_vocabulary([*WORDS, "fish"]), "has ids up to 9, but the text tower's vocabulary ends at 8"),
+        (use_vocabulary(WORDS, pad_token=None), "must name a `pad_token`"),
+        (lose_merges, "splits all words into letters"),
+        (remove("preprocessor_config.json"), "no image processor that transformers can load"),
+        (change_json("preprocessor_config.json", crop_size=64), "its towers cannot take what its processors give"),
+        (
+            change_json("preprocessor_config.json", image_mean="grey"),
+            "its towers cannot take what its processors give",
+        ),
+        (poison, "text_model.embeddings.token_embedding.weight: 1 of 288 values are NaN"),
+        (change_json("config.json", text_config=[]), "not a checkpoint that transformers can load"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_together_are_refused(tmp_path, damage, reason):
+    """Each of them gave a model, or a traceback."""
+    save_clip(tmp_path / "clip", "clip")
+    damage(tmp_path / "clip")
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        warm_start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_kmeans_of_equal_tokens_is_refused():
+    with pytest.raises(ValueError, match="tokens that differ"):
+        kmeans_codebook(torch.ones(50, 4), 3, seed=0)
 
 
 def minilm_folder() -> Path | None:

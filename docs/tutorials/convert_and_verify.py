@@ -42,9 +42,9 @@ print(f"the original's checkpoint has {len(original.tensors)} tensors")
 # ## To transformers
 #
 # On the command line: `python -m conversion.convert_fdt_to_hf --checkpoint ckpt.pth.tar --config config.json
-# --output_dir fdt`. Nothing in the file is executed. Every tensor has its place, or the command stops. `verify`, the
-# default, reloads the written folder and compares it in float64 with an independent forward pass over the checkpoint's
-# own tensors; if they differ, no folder is left behind.
+# --output_dir fdt`. Nothing in the file is executed. Its checksums must match, and every tensor must have its place
+# and hold finite numbers, or the command stops. `verify`, the default, reloads the written folder and compares it in
+# float64 with an independent forward pass over the checkpoint's own tensors; if they differ, no folder is left.
 
 convert_fdt_to_hf(
     ConversionArguments(

@@ -1,0 +1,187 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a warm start: pretrained towers, a processor that fits them, and codes from k-means."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset, load_from_disk
+from PIL import Image
+from sklearn.cluster import MiniBatchKMeans
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_fdt import FDTModel, FDTProcessor
+
+from .command_line import reported_as
+from .open_clip import is_open_clip, load_open_clip_towers, open_clip_image_processor
+from .weights import load_model
+
+
+# SigLIP 2 at a fixed resolution is of type "siglip"; with images of any shape ("siglip2") its inputs differ.
+TWO_TOWER_TYPES = ("clip", "metaclip_2", "siglip")
+
+# Words that the captions of every pretrained text tower hold.
+_WORDS = ("photo", "of", "cat", "dog")
+
+
+def load_towers(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """
+    The image tower and the text tower of a checkpoint.
+
+    Args:
+        name: a folder or a name on the Hub.
+
+    Raises:
+        ValueError: it is no checkpoint of transformers, of another type, or lacks weights or holds damaged ones.
+    """
+    if is_open_clip(name):
+        return load_open_clip_towers(name)
+    model = load_model(name, TWO_TOWER_TYPES, needed=("vision_model.", "text_model."))
+    return model.vision_model, model.text_model
+
+
+def load_processor(name: str, model: FDTModel) -> FDTProcessor:
+    """
+    The checkpoint's own image processor and tokenizer, as an FDTProcessor that the model can take inputs from.
+
+    Args:
+        name: a folder or a name on the Hub.
+        model: built from the checkpoint's towers. Captions are cut to its context.
+
+    Raises:
+        ValueError: a processor is missing, or does not fit the tower that it is for.
+    """
+    if is_open_clip(name):
+        image_processor = open_clip_image_processor(name)
+    else:
+        with reported_as(f"{name}: no image processor that transformers can load"):
+            image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    with reported_as(f"{name}: no tokenizer that transformers can load"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    check_tokenizer(name, tokenizer, model.config.text_config.vocab_size)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    # Some, as SigLIP's, name no mask by default; without it padding would count as tokens.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    processor = FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    with reported_as(f"{name}: its towers cannot take what its processors give"), torch.no_grad():
+        inputs = processor(images=Image.new("RGB", (48, 64)), text=[" ".join(_WORDS)], return_tensors="pt")
+        model(**inputs, return_loss=False)
+    return processor
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """
+    Refuses a tokenizer that does not belong to a text tower. Where vocabulary files are missing, transformers makes an
+    empty tokenizer without complaint, and every caption becomes the same.
+
+    Args:
+        name: the checkpoint, for the message.
+        tokenizer: that of the checkpoint.
+        vocab_size: number of the text tower's token embeddings.
+
+    Raises:
+        ValueError: an id has no embedding, padding has no id, or words have no ids of their own.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has ids up to {largest}, but the text tower's vocabulary ends at {vocab_size - 1}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"{name}: the tokenizer must name a `pad_token`, got none")
+    ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS}
+    unknown = [word for word in _WORDS if not ids[word] or tokenizer.unk_token_id in ids[word]]
+    if unknown:
+        raise ValueError(
+            f"{name}: the tokenizer does not know the words {unknown}; are its vocabulary files (tokenizer.json, or "
+            f"{', '.join(sorted(tokenizer.vocab_files_names.values()))}) missing?"
+        )
+    if all(len(ids[word]) >= len(word) for word in _WORDS):
+        raise ValueError(f"{name}: the tokenizer splits all words into letters; is its file of merges missing?")
+
+
+def load_pairs(dataset: str, split: str, columns: tuple[str, str], num_pairs: int, seed: int) -> Dataset:
+    """
+    Random pairs of a data set.
+
+    Args:
+        dataset: a folder of `save_to_disk`, or what `load_dataset` takes.
+        split: the split, where the data set has several.
+        columns: those of images and captions.
+        num_pairs: at most so many.
+        seed: of the choice.
+
+    Raises:
+        ValueError: the data set cannot be read, or lacks the split or a column.
+    """
+    is_saved = any((Path(dataset) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    with reported_as(f"{dataset}: no such data set"):
+        loaded = load_from_disk(dataset) if is_saved else load_dataset(dataset)
+    if not isinstance(loaded, Dataset):
+        if split not in loaded:
+            raise ValueError(f"`kmeans_split` must be one of {sorted(loaded)}, got {split!r}")
+        loaded = loaded[split]
+    for column in columns:
+        if column not in loaded.column_names:
+            raise ValueError(f"the data set has no column {column!r}; its columns are {loaded.column_names}")
+    chosen = np.random.default_rng(seed).permutation(len(loaded))[:num_pairs]
+    return loaded.select(chosen, keep_in_memory=True)  # else a cache file appears in the data set's folder
+
+
+@torch.no_grad()
+def token_queries(
+    model: FDTModel, processor: FDTProcessor, pairs: Dataset, image_column: str, caption_column: str, batch_size: int
+) -> Iterator[torch.Tensor]:
+    """
+    Projected features of patches and words, batch by batch.
+
+    Yields:
+        (tokens, codebook_dim); padding left out.
+    """
+    queries: dict[str, torch.Tensor] = {}
+    hooks = [
+        getattr(model, half).query_projection.register_forward_hook(
+            lambda module, inputs, output, half=half: queries.update({half: output})
+        )
+        for half in ("vision_grounding", "text_grounding")
+    ]
+    try:
+        for batch in pairs.iter(batch_size):
+            inputs = processor(images=batch[image_column], text=batch[caption_column], return_tensors="pt")
+            model(**inputs, return_loss=False)
+            yield queries["vision_grounding"].flatten(0, 1)
+            yield queries["text_grounding"][inputs["attention_mask"].bool()]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def kmeans_codebook(queries: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:
+    """
+    Codes at the centres of clusters of token queries.
+
+    Args:
+        queries (`torch.Tensor` of shape `(tokens, codebook_dim)`): projected token features.
+        codebook_size: number of codes; at most the number of tokens.
+        seed: of k-means.
+
+    Returns:
+        `torch.Tensor` of shape `(codebook_size, codebook_dim)`: the centres, shifted and scaled as a whole to mean 0
+        and variance 1, which N(0, 1) codes have, so that the temperature keeps its meaning.
+
+    Raises:
+        ValueError: there are fewer tokens than codes, or all tokens are the same.
+    """
+    if len(queries) < codebook_size:
+        raise ValueError(
+            f"k-means needs at least as many tokens as codes, got {len(queries)} tokens for {codebook_size} codes; "
+            "use more pairs (`kmeans_pairs`) or fewer codes (`codebook_size`)"
+        )
+    batch_size = max(1024, codebook_size)
+    kmeans = MiniBatchKMeans(codebook_size, random_state=seed, batch_size=batch_size, n_init=1).fit(queries.numpy())
+    centres = torch.from_numpy(kmeans.cluster_centers_).float()
+    centred = centres - centres.mean(0)
+    if not centred.any():
+        raise ValueError(f"k-means needs tokens that differ: all {codebook_size} centres are the same")
+    return centred / centred.std()
