@@ -105,9 +105,9 @@ def init_fdt_from_clip(arguments: WarmStartArguments) -> None:
 
         set_seed(arguments.seed)
         vision_tower, text_tower = load_towers(arguments.clip)
-        model = FDTModel.from_vision_text_pretrained(
-            vision_tower, text_tower, **{name: getattr(arguments, name) for name in _CONFIG_FIELDS}
-        )
+        fields = {name: getattr(arguments, name) for name in _CONFIG_FIELDS}
+        with reported_as(f"{arguments.clip}: no FDT model can be built from it"):
+            model = FDTModel.from_vision_text_pretrained(vision_tower, text_tower, **fields)
         processor = load_processor(arguments.clip, model)
         codebook_origin = "normally distributed"
         if arguments.kmeans_dataset is not None:

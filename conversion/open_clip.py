@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 from .command_line import reported_as
 from .key_map import check_tensors, clip_tower_entries, to_ours
-from .strict_config import Section, read_mapping
+from .strict_config import MOST_LAYERS, Section, read_mapping
 from .weights import check_values
 
 
@@ -25,7 +25,6 @@ _DROPPED = {
     "logit_scale": "scale of the projected embeddings' similarity",
     "logit_bias": "bias of the projected embeddings' similarity",
 }
-_MOST_LAYERS = 1024  # far above every published model
 # OpenCLIP's evaluation resizes by cubic interpolation unless "bilinear" is asked for.
 _RESAMPLE = {
     "bicubic": PILImageResampling.BICUBIC,
@@ -52,7 +51,7 @@ def _read_config(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig]:
     vision_sizes = {
         "hidden_size": vision_width,
         "intermediate_size": 4 * vision_width,
-        "num_hidden_layers": vision.integer("layers", 12, _MOST_LAYERS),
+        "num_hidden_layers": vision.integer("layers", 12, MOST_LAYERS),
         "num_attention_heads": vision_width // vision.integer("head_width", 64),
         "image_size": vision.integer("image_size", 224),
         "patch_size": vision.integer("patch_size", 16),
@@ -62,7 +61,7 @@ def _read_config(folder: Path) -> tuple[CLIPVisionConfig, CLIPTextConfig]:
         "vocab_size": vocab_size,
         "hidden_size": text_width,
         "intermediate_size": 4 * text_width,
-        "num_hidden_layers": text.integer("layers", 12, _MOST_LAYERS),
+        "num_hidden_layers": text.integer("layers", 12, MOST_LAYERS),
         "num_attention_heads": text.integer("heads", 8),
         "max_position_embeddings": text.integer("context_length", 77),
     }

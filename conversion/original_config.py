@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .strict_config import Section, read_mapping
+from .strict_config import MOST_LAYERS, Section, read_mapping
 
 
 VOCAB_SIZE = 49409  # CLIP's byte pairs, `<|mask|>`, the start and the end token
 START_TOKEN_ID, END_TOKEN_ID, PADDING_TOKEN_ID = 49407, 49408, 0
 
 LARGEST_STEP = 2**63 - 1  # of training
-# Far above every published model. Layers are built before the checkpoint can contradict their number, and no tensor
-# tells the size of Swin's images and windows.
-_MOST_LAYERS = 1024
+# Far above every published model; no tensor tells the size of Swin's images and windows.
 _LARGEST_SIDE = 4096  # of an image, in pixels
 _LARGEST_WINDOW = 64  # in tokens
 
@@ -161,7 +159,7 @@ def _vision_transformer(values: Any, patch_size: int) -> tuple[VisionTransformer
     section = Section("model.kwargs.image_encode", values, ignored=("checkpoint", "dropout", "emb_dropout"))
     dims = VisionTransformerDims(
         width=section.integer("width", 768),
-        layers=section.integer("layers", 12, _MOST_LAYERS),
+        layers=section.integer("layers", 12, MOST_LAYERS),
         heads=section.integer("heads", 12),
         patch_size=section.integer("patch_size", patch_size),
         input_resolution=section.integer("input_resolution", 224, _LARGEST_SIDE),
@@ -183,7 +181,7 @@ def _swin(values: Any) -> tuple[SwinDims, int]:
         swin.choice(name, (value,), default=value)
     dims = SwinDims(
         embed_dim=swin.integer("EMBED_DIM"),
-        depths=swin.integers("DEPTHS", _MOST_LAYERS),
+        depths=swin.integers("DEPTHS", MOST_LAYERS),
         num_heads=swin.integers("NUM_HEADS"),
         window_size=swin.integer("WINDOW_SIZE", largest=_LARGEST_WINDOW),
         patch_size=swin.integer("PATCH_SIZE"),
@@ -214,7 +212,7 @@ def _text(values: Any) -> tuple[TextDims, int]:
     section.choice("positional_embedding_flag", (True,), default=True)
     dims = TextDims(
         width=section.integer("transformer_width", 512),
-        layers=section.integer("transformer_layers", 12, _MOST_LAYERS),
+        layers=section.integer("transformer_layers", 12, MOST_LAYERS),
         heads=section.integer("transformer_heads", 8),
         context_length=section.integer("context_length", 77),
     )

@@ -11,6 +11,7 @@ import yaml
 
 
 LARGEST_INTEGER = 2**31 - 1  # what no size or count of a model reaches
+MOST_LAYERS = 1024  # of a tower or a stage; layers are built before weights can contradict their number
 _MOST_NODES = 100_000  # of a YAML document with its aliases written out
 
 _SHORT = reprlib.Repr()

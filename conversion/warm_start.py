@@ -83,15 +83,16 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     Raises:
         ValueError: an id has no embedding, padding has no id, or words have no ids of their own.
     """
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    with reported_as(f"{name}: its tokenizer does not work"):
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS}
+        unknown = [word for word in _WORDS if not ids[word] or tokenizer.unk_token_id in ids[word]]
     if largest >= vocab_size:
         raise ValueError(
             f"{name}: the tokenizer has ids up to {largest}, but the text tower's vocabulary ends at {vocab_size - 1}"
         )
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{name}: the tokenizer must name a `pad_token`, got none")
-    ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS}
-    unknown = [word for word in _WORDS if not ids[word] or tokenizer.unk_token_id in ids[word]]
     if unknown:
         raise ValueError(
             f"{name}: the tokenizer does not know the words {unknown}; are its vocabulary files (tokenizer.json, or "

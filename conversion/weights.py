@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .command_line import reported_as
+from .strict_config import MOST_LAYERS, is_integer, shown
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -63,6 +64,10 @@ def load_model(name: str, model_types: tuple[str, ...], needed: tuple[str, ...] 
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type not in model_types:
         raise ValueError(f"{name}: the model must be of type {' or '.join(model_types)}, got {config.model_type}")
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        counts = [getattr(part, "num_hidden_layers", 0), *getattr(part, "depths", [])]
+        if not all(is_integer(count) and count <= MOST_LAYERS for count in counts):
+            raise ValueError(f"{name}: a tower must have at most {MOST_LAYERS:,} layers, got {shown(counts)}")
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     with reported_as(unreadable):
         model, report = AutoModel.from_pretrained(name, config=config, **options)

@@ -314,6 +314,7 @@ def poison(folder: Path) -> None:
         (use_vocabulary([*WORDS, "fish"]), "has ids up to 9, but the text tower's vocabulary ends at 8"),
         (use_vocabulary(WORDS, pad_token=None), "must name a `pad_token`"),
         (lose_merges, "splits all words into letters"),
+        (change_json("tokenizer_config.json", model_max_length=[]), "its tokenizer does not work"),
         (remove("preprocessor_config.json"), "no image processor that transformers can load"),
         (change_json("preprocessor_config.json", crop_size=64), "its towers cannot take what its processors give"),
         (
@@ -321,6 +322,7 @@ def poison(folder: Path) -> None:
             "its towers cannot take what its processors give",
         ),
         (poison, "text_model.embeddings.token_embedding.weight: 1 of 288 values are NaN"),
+        (change_json("config.json", text_config={"num_hidden_layers": 2**63}), "must have at most 1,024 layers"),
         (change_json("config.json", text_config=[]), "not a checkpoint that transformers can load"),
     ],
 )
