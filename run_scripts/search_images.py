@@ -9,6 +9,7 @@
 
 import logging
 import math
+from bisect import bisect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,12 +18,21 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from transformers import HfArgumentParser
 
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
-from run_scripts.search.image_index import Hit, ImageIndex, check_model, decode_picture, hash_model
+from run_scripts.search.image_index import (
+    Hit,
+    ImageIndex,
+    check_model,
+    decode_picture,
+    hash_model,
+    printable,
+    read_file,
+)
 
 
 logger = logging.getLogger(__name__)
 
 CELL, LINE, NUM_COLUMNS = 160, 16, 5  # pixels, pixels, pictures
+NOTHING_FOUND = "(nothing found)"
 
 
 @dataclass
@@ -54,34 +64,43 @@ def read_query_image(path: str) -> Image.Image:
         ValueError: there is no such file, or it is no picture.
     """
     try:
-        return decode_picture(Path(path).read_bytes())
+        return decode_picture(read_file(Path(path)))
     except (OSError, ValueError) as error:
         raise ValueError(f"image={path!r}: {error}") from error
 
 
 def draw_grid(hits: list[Hit]) -> Image.Image:
     """The pictures found, in reading order, each with its score and its caption or file name below."""
-    num_rows = math.ceil(len(hits) / NUM_COLUMNS)
+    num_rows = max(math.ceil(len(hits) / NUM_COLUMNS), 1)
     height = CELL + 2 * LINE
-    sheet = Image.new("RGB", (min(len(hits), NUM_COLUMNS) * CELL, num_rows * height), "white")
+    sheet = Image.new("RGB", (max(min(len(hits), NUM_COLUMNS), 1) * CELL, num_rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    if not hits:
+        draw.text((4, CELL / 2), NOTHING_FOUND, fill="black", font=font)
     for position, hit in enumerate(hits):
         left, top = position % NUM_COLUMNS * CELL, position // NUM_COLUMNS * height
         path, caption = hit.files[0]
         try:
-            picture = ImageOps.exif_transpose(decode_picture(path.read_bytes())).convert("RGBA")
+            picture = ImageOps.exif_transpose(decode_picture(read_file(path))).convert("RGBA")
         except (OSError, ValueError):  # the file has gone or changed since it was indexed
             draw.text((left + 4, top + CELL / 2), "(cannot be read now)", fill="firebrick", font=font)
         else:
-            picture = ImageOps.contain(picture, (CELL - 8, CELL - 8))
+            factor = (CELL - 8) / max(picture.size)
+            picture = picture.resize([max(round(side * factor), 1) for side in picture.size], Image.Resampling.BICUBIC)
             corner = (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2)
             sheet.paste(picture, corner, mask=picture)
-        label = (caption or path.name).replace("\n", " ")
-        while draw.textlength(label, font=font) > CELL - 8:
-            label = label.removesuffix("…")[:-1] + "…"
+        label = shorten(printable(" ".join((caption or path.name).split())), CELL - 8, font)
         draw.text((left + 4, top + CELL), f"{hit.score:.3f}", fill="black", font=font)
         draw.text((left + 4, top + CELL + LINE), label, fill="black", font=font)
     return sheet
+
+
+def shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """Text of at most this many pixels, with a sign of omission where it is longer."""
+    if len(text) <= width and font.getlength(text) <= width:  # hardly a letter is narrower than a pixel
+        return text
+    lengths = range(min(len(text), width) + 1)
+    return text[: bisect(lengths, width, key=lambda length: font.getlength(text[:length] + "…")) - 1] + "…"
 
 
 def format_hits(hits: list[Hit]) -> str:
@@ -90,9 +109,9 @@ def format_hits(hits: list[Hit]) -> str:
     for place, hit in enumerate(hits, start=1):
         start = f"{place:4d}  {hit.score:.4f}"
         for path, caption in hit.files:
-            lines.append(f"{start}  {path}" + ("" if caption is None else f"  {caption}"))
+            lines.append(f"{start}  {printable(str(path))}" + ("" if caption is None else f"  {printable(caption)}"))
             start = " " * len(start)
-    return "\n".join(lines)
+    return "\n".join(lines) or NOTHING_FOUND
 
 
 def main(arguments: SearchArguments) -> None:

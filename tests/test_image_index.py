@@ -184,13 +184,18 @@ def test_unreadable_files_are_left_out_and_listed(run, pictures, tmp_path, caplo
     (pictures / "float.tiff").unlink(missing_ok=True)
     Image.fromarray(np.zeros((40, 40), np.float32)).save(pictures / "float.tiff")
     (pictures / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(pictures / "pipe.png")  # to read it would never end
+    (pictures / "terminal.png").symlink_to("/dev/zero")
+    (pictures / "line\nbreak.png").touch()
     (pictures / os.fsdecode(b"latin-\xe9.png")).write_bytes((pictures / "0.png").read_bytes())
     save_noise(pictures / "later broken.png", seed=8)
     report = run()
     names = {"empty.png", "text.jpg", "cut.png", "float.tiff", "gone.png", "'latin-\\udce9.png'"}
+    names |= {"pipe.png", "terminal.png", "line\nbreak.png"}
     assert set(report.unreadable) == names
+    assert report.unreadable["pipe.png"] == report.unreadable["terminal.png"] == "not a regular file"
     assert report.num_files == report.num_pictures == NUM_PICTURES + 1
-    assert all(name in caplog.text for name in names)
+    assert all(name.replace("\n", "\\n") in caplog.text for name in names)
     (pictures / "later broken.png").write_text("broken now")
     shutil.copy(pictures / "1.png", pictures / "empty.png")  # repaired
     report = run()
@@ -236,6 +241,10 @@ def test_another_folder_is_refused_but_a_moved_one_is_not(run, pictures, tmp_pat
         ("metadata.jsonl", '{"file_name": "0.png", "caption": ["x"]}\n', "must have file names and captions of text"),
         ("metadata.csv", "caption,file_name\nx\n", "must have file names and captions of text"),
         ("metadata.jsonl", "{broken\n", "metadata.jsonl cannot be read"),
+        ("metadata.jsonl", "5\n", "must have an object with file_name in every line, got 5"),
+        ("metadata.jsonl", "[" * 100_000, "metadata.jsonl cannot be read"),
+        ("metadata.jsonl", '{"file_name": "0.png", "caption": "\\ud800"}\n', "file names and captions of text"),
+        ("metadata.csv", "file_name,text\n0.png,x,y\n", "lacks 'caption'"),
     ],
 )
 def test_wrong_metadata_are_refused(run, pictures, name, text, message):
@@ -316,13 +325,63 @@ def test_a_damaged_database_is_refused(run, tmp_path):
     path.write_bytes(whole)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
-    refused("holds no index of format 1", run, lambda: ImageIndex(tmp_path / "index"))
+    refused("holds no index of format 2", run, lambda: ImageIndex(tmp_path / "index"))
     path.write_bytes(whole)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE pictures SET embeds = zeroblob(128) WHERE id = 3")
     refused("is damaged: picture 3; make a new one", lambda: run(dense_index="hnsw"))
     shutil.rmtree(tmp_path / "index")
     refused("holds no index", lambda: ImageIndex(tmp_path / "index"))
+
+
+def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_path):
+    run()
+    path = tmp_path / "index" / "pictures.sqlite3"
+    whole = path.read_bytes()
+    query = embed_images(*loaded, [Image.open(pictures / "0.png")])
+    expected = ImageIndex(tmp_path / "index").search(query, "embeds", 10)
+    places = [place for place in range(0, len(whole), 7) if whole[place] != 0]
+    places = places[:: max(len(places) // 120, 1)]
+    for word in (b"nought", b"vier", b"sub/deep", b"search_files", str(pictures).encode()):
+        places.append(whole.index(word) + 1)
+    shutil.copytree(tmp_path / "index", tmp_path / "kept")
+    outcomes = []
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0b101
+        path.write_bytes(damaged)
+        try:
+            answered = ImageIndex(tmp_path / "index").search(query, "embeds", 10)
+        except ValueError as error:
+            outcomes.append("refused")
+            assert "make a new one" in str(error) or "cannot be used" in str(error) or "run index_images" in str(error)
+        else:
+            outcomes.append("answered")
+            assert answered == expected, place
+        try:
+            run(codes_per_picture=3)
+        except ValueError:
+            continue
+        finally:
+            shutil.rmtree(tmp_path / "written", ignore_errors=True)
+            (tmp_path / "index").rename(tmp_path / "written")
+            shutil.copytree(tmp_path / "kept", tmp_path / "index")
+        assert ImageIndex(tmp_path / "written").search(query, "embeds", 10) == expected, place
+    assert set(outcomes) == {"refused", "answered"}
+
+
+def test_an_index_that_cannot_be_opened_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "index").write_text("a file")
+    with pytest.raises(ValueError, match="index=.* cannot be written: .*exists"):
+        run()
+    (tmp_path / "index").unlink()
+    (tmp_path / "index/pictures.sqlite3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="index=.* cannot be used: unable to open database file"):
+        run()
+    with pytest.raises(ValueError, match="index=.* cannot be used: "):
+        ImageIndex(tmp_path / "index")
+    (tmp_path / "index/pictures.sqlite3").rmdir()
+    run()  # the lock was given back
 
 
 # Each child is killed at another point: within the second batch, within its transaction, while the search files are
@@ -405,7 +464,7 @@ def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path,
         patch.setattr(image_index.faiss, "write_index", fail)
         with pytest.raises(OSError, match="No space left"):
             run()
-    assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")}
+    assert files_of(tmp_path / "index") == EXPECTED
     search_images.main(search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat"))
     assert "changed since its last complete run" in caplog.text
     assert run().num_embedded == 0
@@ -440,6 +499,32 @@ def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, ca
     assert cell.getpixel((search_images.CELL // 2, 10)) == (255, 255, 255)
 
 
+def test_grids_of_strange_results(tmp_path):
+    """None of them, images of all shapes, a pipe, and captions that are long or of several lines."""
+    save_noise(tmp_path / "0.png", seed=0)
+    for name, size in (("wide", (8000, 1)), ("high", (1, 8000)), ("dot", (1, 1))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    cell = search_images.CELL, search_images.CELL + 2 * search_images.LINE
+    assert search_images.draw_grid([]).size == cell
+    for name in ("0", "wide", "high", "dot", "pipe"):
+        hit = image_index.Hit(0.5, [(tmp_path / f"{name}.png", "many words\r\nand\x1b[2J lines " * 100)])
+        sheet = search_images.draw_grid([hit])
+        assert sheet.size == cell
+        colors = {color for _, color in sheet.crop((0, 0, *2 * [search_images.CELL])).getcolors(2**24)}
+        assert name in ("0", "pipe") or (255, 0, 0) in colors
+
+
+def test_what_is_printed_cannot_steer_the_terminal():
+    path = Path(os.fsdecode(b"/a\x1b]0;title\x07/latin-\xe9.png"))
+    hits = [image_index.Hit(0.5, [(path, "\u202eevil\nline 2\x1b[2J"), (Path("b.png"), "日本　👩\u200d🚀 é")])]
+    assert search_images.format_hits(hits).splitlines() == [
+        "   1  0.5000  /a\\x1b]0;title\\x07/latin-\\udce9.png  \\u202eevil\\nline 2\\x1b[2J",
+        "              b.png  日本　👩\u200d🚀 é",
+    ]
+    assert search_images.format_hits([]) == "(nothing found)"
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -459,6 +544,8 @@ def test_a_query_that_is_no_picture_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="image='.*text.png': not a picture of a known format"):
         search_images.read_query_image(str(tmp_path / "text.png"))
+    with pytest.raises(ValueError, match="image='/dev/zero': not a regular file"):
+        search_images.read_query_image("/dev/zero")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 """An index of pictures on disk: what a model says of each, and the files that search reads.
 
 An index is a folder. `pictures.sqlite3` is its only truth: one row for each distinct picture (embedding and code
-weights) and one for each file, written in one transaction per batch, so that whatever stops the process leaves whole
-batches. From it the search files are built: `embeds.faiss`, a FAISS index of the embeddings by inner product, and
-`codes.npz`, the inverted index of the code weights (SciPy CSR, one row for each code). They stand in a folder of their
-own, which counts only once the database names it with their checksums.
+weights) and one for each file, each with a checksum, written in one transaction per batch, so that whatever stops the
+process leaves whole batches. From it the search files are built: `embeds.faiss`, a FAISS index of the embeddings by
+inner product, `codes.npz`, the inverted index of the code weights (SciPy CSR, one row for each code), and
+`files.sqlite3`, paths and captions. They stand in a folder of their own, which counts only once the database names it
+with their checksums; all that search answers comes from them.
 """
 
 import hashlib
@@ -14,10 +15,11 @@ import json
 import shutil
 import sqlite3
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,18 +35,22 @@ from run_scripts.evaluation.embedding import Features
 
 
 DATABASE, LOCK, SEARCH_FILES = "pictures.sqlite3", "lock", "search_files"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FAISS_FACTORIES = {"flat": "Flat", "hnsw": "HNSW32"}
 SCHEMA = (
-    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
     # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer picture.
     """CREATE TABLE pictures (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, embeds BLOB NOT NULL,
     codes BLOB NOT NULL, code_weights BLOB NOT NULL, checksum INTEGER NOT NULL)""",
     """CREATE TABLE files (path TEXT PRIMARY KEY, picture_id INTEGER NOT NULL REFERENCES pictures,
-    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, caption TEXT)""",
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, caption TEXT, checksum INTEGER NOT NULL)""",
     "CREATE INDEX files_of_picture ON files (picture_id)",
     f"PRAGMA user_version = {FORMAT_VERSION}",
 )
+
+
+# Control, format, surrogate, line and paragraph separator. Two of the second kind join letters and emoji.
+_NOT_PRINTED, _JOINERS = ("Cc", "Cf", "Cs", "Zl", "Zp"), "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,28 @@ class Hit:
 
     score: float
     files: list[tuple[Path, str | None]]
+
+
+def printable(text: str) -> str:
+    """Text to print: what would move the cursor, reorder letters or be no character at all is escaped."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _NOT_PRINTED and character not in _JOINERS
+        else character
+        for character in text
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        ValueError: it is no regular file. A pipe would be waited for, and a device has no end.
+        OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    return path.read_bytes()
 
 
 def decode_picture(data: bytes) -> Image.Image:
@@ -175,33 +203,37 @@ class IndexWriter:
         model_hash: from `hash_model`.
 
     Raises:
-        ValueError (on entering): another process writes, the index is damaged, or it was made by another model or of
-            another folder of pictures that still exists.
+        ValueError: another process writes, the index is damaged or cannot be written, or it was made by another model
+            or of another folder of pictures that still exists.
     """
 
     def __init__(self, folder: Path, images: Path, model_name: str, model_hash: str):
         self.folder, self.images = folder, images.resolve()
         self.model_name, self.model_hash = model_name, model_hash
         self._lock = FileLock(folder / LOCK)
+        self._opened = ExitStack()
 
     def __enter__(self) -> "IndexWriter":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"index={str(self.folder)!r} is being written by another process") from error
-        try:
-            self._connection = sqlite3.connect(self.folder / DATABASE)
+        with ExitStack() as opened:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(self._lock.acquire(timeout=0))
+            except Timeout as error:
+                raise ValueError(f"index={str(self.folder)!r} is being written by another process") from error
+            except OSError as error:
+                raise ValueError(f"index={str(self.folder)!r} cannot be written: {error}") from error
             with _refuse_damage(self.folder):
+                self._connection = opened.enter_context(closing(sqlite3.connect(self.folder / DATABASE)))
+                self._connection.create_function("file_checksum", 5, _file_checksum, deterministic=True)
                 self._open()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._connection.close()
-        self._lock.release()
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        self._opened.close()
+        with _refuse_damage(self.folder):
+            if isinstance(error, sqlite3.Error):
+                raise error
 
     def _open(self) -> None:
         connection = self._connection
@@ -212,7 +244,7 @@ class IndexWriter:
                     connection.execute(statement)
                 self._set_facts(model_hash=self.model_hash, images=str(self.images), is_current=False)
         _check_version(self.folder, connection)
-        problems = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        problems = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problems != "ok":
             raise ValueError(f"index={str(self.folder)!r} is damaged: {problems}; make a new one")
         facts = _read_facts(connection)
@@ -227,13 +259,25 @@ class IndexWriter:
             self._set_facts(model_name=self.model_name, images=str(self.images))
 
     def _set_facts(self, **facts: Any) -> None:
-        rows = [(name, json.dumps(value)) for name, value in facts.items()]
-        self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+        texts = {name: json.dumps(value) for name, value in facts.items()}
+        rows = [(name, text, _fact_checksum(name, text)) for name, text in texts.items()]
+        self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
 
     def file_states(self) -> dict[str, FileState]:
-        """All files, by their path relative to the folder of pictures."""
-        rows = self._connection.execute("SELECT path, size, mtime_ns, caption FROM files")
-        return {path: FileState(*state) for path, *state in rows}
+        """All files, by their path relative to the folder of pictures.
+
+        Raises:
+            ValueError: a row of the database is damaged.
+        """
+        states = {}
+        columns = "path, digest, size, mtime_ns, caption"
+        query = f"SELECT {columns}, file_checksum({columns}) = files.checksum FROM files "
+        query += "JOIN pictures ON pictures.id = picture_id"
+        for path, _, *state, is_whole in self._connection.execute(query):
+            if not is_whole:
+                raise ValueError(f"index={str(self.folder)!r} is damaged: file {path!r}; make a new one")
+            states[path] = FileState(*state)
+        return states
 
     def digests(self) -> set[bytes]:
         """The SHA-256 of every picture's file."""
@@ -253,33 +297,43 @@ class IndexWriter:
                 "INSERT INTO pictures (digest, embeds, codes, code_weights, checksum) VALUES (?, ?, ?, ?, ?)", rows
             )
             self._connection.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, (SELECT id FROM pictures WHERE digest = ?), ?, ?, ?)",
-                [(path, digest, state.size, state.mtime_ns, state.caption) for path, (state, digest) in files.items()],
+                "INSERT OR REPLACE INTO files SELECT :path, id, :size, :mtime_ns, :caption, "
+                "file_checksum(:path, digest, :size, :mtime_ns, :caption) FROM pictures WHERE digest = :digest",
+                [{"path": path, "digest": digest, **asdict(state)} for path, (state, digest) in files.items()],
             )
+            facts = {"is_current": False} if files else {}
             if rows:
                 code_weights = features.code_weights
-                codebook_size = None if code_weights is None else code_weights.shape[1]
-                self._set_facts(is_current=False, codebook_size=codebook_size)
+                facts["codebook_size"] = None if code_weights is None else code_weights.shape[1]
+            self._set_facts(**facts)
 
     def set_captions(self, captions: dict[str, str | None]) -> None:
         """Change the captions of files, by path."""
         with self._connection:
-            rows = [(caption, path) for path, caption in captions.items()]
-            self._connection.executemany("UPDATE files SET caption = ? WHERE path = ?", rows)
+            self._connection.executemany(
+                "UPDATE files SET caption = :caption, checksum = file_checksum(path, "
+                "(SELECT digest FROM pictures WHERE id = picture_id), size, mtime_ns, :caption) WHERE path = :path",
+                [{"path": path, "caption": caption} for path, caption in captions.items()],
+            )
+            if captions:
+                self._set_facts(is_current=False)
 
     def keep_only(self, paths: Iterable[str]) -> int:
         """Forget all other files, and pictures that no file holds any more; returns the number of those."""
         with self._connection:
             self._connection.execute("CREATE TEMP TABLE kept (path TEXT PRIMARY KEY)")
             self._connection.executemany("INSERT INTO kept VALUES (?)", [(path,) for path in paths])
-            self._connection.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM kept)")
-            removed = self._connection.execute(
-                "DELETE FROM pictures WHERE id NOT IN (SELECT picture_id FROM files)"
-            ).rowcount
+            num_files, num_pictures = (
+                self._connection.execute(f"DELETE FROM {condition}").rowcount
+                for condition in (
+                    "files WHERE path NOT IN (SELECT path FROM kept)",
+                    "pictures WHERE id NOT IN (SELECT picture_id FROM files)",
+                )
+            )
             self._connection.execute("DROP TABLE kept")
-            if removed:
+            if num_files:
                 self._set_facts(is_current=False)
-        return removed
+        return num_pictures
 
     def write_search_files(self, dense_index: Literal["flat", "hnsw"], codes_per_picture: int | None) -> None:
         """Bring the search files up to date; arguments as in `IndexArguments`.
@@ -287,7 +341,7 @@ class IndexWriter:
         Raises:
             ValueError: a row of the database is damaged.
         """
-        settings = {"dense_index": dense_index, "codes_per_picture": codes_per_picture}
+        settings = {"dense_index": dense_index, "codes_per_picture": codes_per_picture, "images": str(self.images)}
         facts = _read_facts(self._connection)
         former = facts.get("search_files")
         is_current = facts["is_current"] and former["settings"] == settings
@@ -302,6 +356,7 @@ class IndexWriter:
         faiss.write_index(build_dense_index(embeds, dense_index), str(written / "embeds.faiss"))
         if code_weights is not None:
             scipy.sparse.save_npz(written / "codes.npz", build_inverted_index(code_weights), compressed=False)
+        self._write_files(written / "files.sqlite3")
         checksums = {path.name: _hash_file(path) for path in sorted(written.iterdir())}
         with self._connection:
             named = {"number": number, "settings": settings, "checksums": checksums}
@@ -310,18 +365,25 @@ class IndexWriter:
             if path != written:
                 shutil.rmtree(path)
 
+    def _write_files(self, path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE files (picture_id INTEGER NOT NULL, path TEXT NOT NULL, caption TEXT)")
+            rows = self._connection.execute("SELECT picture_id, path, caption FROM files ORDER BY picture_id, path")
+            connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
+            connection.execute("CREATE INDEX files_of_picture ON files (picture_id)")
+
     def _read_pictures(
         self, codes_per_picture: int | None
     ) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array | None]:
         """Ids, embeds and code weights of all pictures in the order of their ids."""
         ids, embeds, codes, code_weights = [], [], [], []
-        query = "SELECT id, embeds, codes, code_weights, checksum FROM pictures ORDER BY id"
+        query = "SELECT id, digest, embeds, codes, code_weights, checksum FROM pictures ORDER BY id"
         for picture_id, *blobs, checksum in self._connection.execute(query):
             if zlib.crc32(b"".join(blobs)) != checksum:
                 raise ValueError(f"index={str(self.folder)!r} is damaged: picture {picture_id}; make a new one")
             ids.append(picture_id)
-            embeds.append(np.frombuffer(blobs[0], np.float32))
-            active = np.frombuffer(blobs[1], np.int32), np.frombuffer(blobs[2], np.float32)
+            embeds.append(np.frombuffer(blobs[1], np.float32))
+            active = np.frombuffer(blobs[2], np.int32), np.frombuffer(blobs[3], np.float32)
             active = active if codes_per_picture is None else keep_largest(*active, codes_per_picture)
             codes.append(active[0])
             code_weights.append(active[1])
@@ -338,7 +400,7 @@ class ImageIndex:
 
     Attributes:
         model_name, model_hash: the model that made it.
-        is_current: whether no pictures were committed or removed since the search files were written.
+        is_current: whether nothing was committed since the search files were written.
 
     Raises:
         ValueError: there is no index, it has no search files yet, or it is damaged.
@@ -349,10 +411,10 @@ class ImageIndex:
         if not (folder / DATABASE).exists():
             raise ValueError(f"index={str(folder)!r} holds no index; index_images makes one")
         with _refuse_damage(folder):
-            # Without `rw` SQLite would make a new database where this one has just been removed.
-            self._connection = sqlite3.connect((folder / DATABASE).resolve().as_uri() + "?mode=rw", uri=True)
-            _check_version(folder, self._connection)
-            facts = _read_facts(self._connection)
+            # Without `ro` SQLite would make a new database where this one has just been removed.
+            with closing(_open_to_read(folder / DATABASE)) as connection:
+                _check_version(folder, connection)
+                facts = _read_facts(connection)
         if "search_files" not in facts:
             raise ValueError(f"index={str(folder)!r} is not finished; run index_images again, which goes on with it")
         damaged = _find_damaged(folder, facts["search_files"])
@@ -363,12 +425,13 @@ class ImageIndex:
             )
         self.model_name, self.model_hash = facts["model_name"], facts["model_hash"]
         self.is_current = facts["is_current"]
-        self._images = Path(facts["images"])
+        self._images = Path(facts["search_files"]["settings"]["images"])
         written = _search_folder(folder, facts["search_files"]["number"])
         self._ids = np.load(written / "ids.npy")
         self._dense_index = faiss.read_index(str(written / "embeds.faiss"))
         codes = written / "codes.npz"
         self._inverted_index = scipy.sparse.load_npz(codes) if codes.exists() else None
+        self._connection = _open_to_read(written / "files.sqlite3")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -403,12 +466,10 @@ class ImageIndex:
             scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)))
             is_found = rows[0] >= 0  # a graph may reach fewer pictures than there are
             scores, rows = scores[0][is_found], rows[0][is_found]
-        with _refuse_damage(self.folder):
-            hits = [
-                Hit(float(score), self._files(int(picture_id)))
-                for score, picture_id in zip(scores, self._ids[rows], strict=True)
-            ]
-        return [hit for hit in hits if hit.files]  # a picture may have gone since the search files were written
+        return [
+            Hit(float(score), self._files(int(picture_id)))
+            for score, picture_id in zip(scores, self._ids[rows], strict=True)
+        ]
 
     def _files(self, picture_id: int) -> list[tuple[Path, str | None]]:
         query = "SELECT path, caption FROM files WHERE picture_id = ? ORDER BY path"
@@ -441,8 +502,26 @@ def _check_version(folder: Path, connection: sqlite3.Connection) -> None:
         )
 
 
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
 def _read_facts(connection: sqlite3.Connection) -> dict[str, Any]:
-    return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM facts")}
+    rows = connection.execute("SELECT name, value, checksum FROM facts").fetchall()
+    damaged = [name for name, text, checksum in rows if _fact_checksum(name, text) != checksum]
+    # These were written first, in one transaction; a row that is gone is damage too.
+    damaged += {"model_hash", "images", "is_current"} - {name for name, *_ in rows}
+    if damaged:
+        raise sqlite3.DatabaseError(f"fact {damaged[0]!r}")
+    return {name: json.loads(text) for name, text, _ in rows}
+
+
+def _fact_checksum(name: str, text: str) -> int:
+    return zlib.crc32(f"{name}={text}".encode())
+
+
+def _file_checksum(path: str, digest: bytes, size: int, mtime_ns: int, caption: str | None) -> int:
+    return zlib.crc32(json.dumps([path, digest, size, mtime_ns, caption], default=bytes.hex).encode())
 
 
 @contextmanager
@@ -450,10 +529,10 @@ def _refuse_damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # The subclasses are other things: a full disk, a lock.
-        if type(error) is not sqlite3.DatabaseError:
-            raise
-        raise ValueError(f"index={str(folder)!r} is damaged: {error}; make a new one") from error
+        if type(error) is sqlite3.DatabaseError:
+            raise ValueError(f"index={str(folder)!r} is damaged: {error}; make a new one") from error
+        # The subclasses are other things: a full disk, a lock, a folder that cannot be written.
+        raise ValueError(f"index={str(folder)!r} cannot be used: {error}") from error
 
 
 def _to_rows(digests: list[bytes], features: Features) -> list[tuple]:
@@ -462,8 +541,9 @@ def _to_rows(digests: list[bytes], features: Features) -> list[tuple]:
     rows = []
     for digest, picture_embeds, picture_weights in zip(digests, embeds, code_weights, strict=True):
         codes = np.flatnonzero(picture_weights).astype(np.int32)
-        blobs = (picture_embeds.tobytes(), codes.tobytes(), picture_weights[codes].astype(np.float32).tobytes())
-        rows.append((digest, *blobs, zlib.crc32(b"".join(blobs))))
+        weights = picture_weights[codes].astype(np.float32)
+        blobs = (digest, picture_embeds.tobytes(), codes.tobytes(), weights.tobytes())
+        rows.append((*blobs, zlib.crc32(b"".join(blobs))))
     return rows
 
 

@@ -6,19 +6,27 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from run_scripts.evaluation.embedding import embed_inputs
-from run_scripts.search.image_index import FileState, IndexWriter, decode_picture, hash_model
+from run_scripts.search.image_index import (
+    FileState,
+    IndexWriter,
+    decode_picture,
+    hash_model,
+    printable,
+    read_file,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -108,7 +116,10 @@ def find_files(folder: Path, caption_column: str) -> tuple[dict[str, FileState],
             except OSError as error:
                 unreadable[path] = str(error)
             else:
-                files[path] = FileState(status.st_size, status.st_mtime_ns, captions.get(path))
+                if stat.S_ISREG(status.st_mode):
+                    files[path] = FileState(status.st_size, status.st_mtime_ns, captions.get(path))
+                else:
+                    unreadable[path] = "not a regular file"
     return files, unreadable
 
 
@@ -116,7 +127,7 @@ def read_captions(folder: Path, caption_column: str) -> Iterator[tuple[str, str 
     """File names and captions from the metadata that a folder may hold, in the form of `datasets`' imagefolder."""
     for name in ("metadata.csv", "metadata.jsonl"):
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             continue
         with path.open(encoding="utf-8-sig", newline="") as file:
             try:
@@ -126,24 +137,32 @@ def read_captions(folder: Path, caption_column: str) -> Iterator[tuple[str, str 
                     else (json.loads(line) for line in file if line.strip())
                 )
                 rows = list(rows)
-            except (ValueError, csv.Error) as error:
+            except (ValueError, RecursionError, csv.Error) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from error
         for row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} must have an object with file_name in every line, got {row!r:.200}")
             for column in ("file_name", caption_column):
                 if column not in row:
                     raise ValueError(
-                        f"caption_column={caption_column!r}: {path} lacks {column!r}, it has {sorted(row)}; give "
+                        f"caption_column={caption_column!r}: {path} lacks {column!r}, it has {list(row)}; give "
                         "--caption_column"
                     )
-            if not (isinstance(row["file_name"], str) and isinstance(row[caption_column], str | None)):
-                raise ValueError(f"{path} must have file names and captions of text, got {row}")
-            yield row["file_name"], row[caption_column]
+            file_name, caption = row["file_name"], row[caption_column]
+            if not (_is_text(file_name) and (caption is None or _is_text(caption))):
+                raise ValueError(f"{path} must have file names and captions of text, got {row!r:.200}")
+            yield file_name, caption
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can spell half of a surrogate pair, which no file name or database can hold.
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def read_picture(path: Path, processor: ProcessorMixin, known: set[bytes]) -> Picture | str:
     """Read a file and prepare its picture for the model, or say why it cannot be done."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         digest = hashlib.sha256(data).digest()
         if digest in known:
             return Picture(digest, None)
@@ -190,7 +209,7 @@ def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: I
                 num_embedded += len(new)
                 progress.update(len(batch))
         for path, reason in unreadable.items():
-            logger.warning("left out %s: %s", path, reason)
+            logger.warning("left out %s: %s", printable(path), printable(reason))
         kept = [path for path in files if path not in unreadable]
         if not kept:
             raise ValueError(f"images={arguments.images!r}: none of {len(files)} files can be read as a picture")
