@@ -11,24 +11,26 @@ pictures, codes.parquet, and figures/*.png. See docs/explanation.md.
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
 from run_scripts.visualization.code_summary import summarize_codes, write_parquet
-from run_scripts.visualization.coherence import Label, content_words
 from run_scripts.visualization.figures import write_figures
 from run_scripts.visualization.gallery import GalleryText, write_gallery
 from run_scripts.visualization.records import BatchRecords
+from run_scripts.visualization.rows import RowReader
 
 
 logger = logging.getLogger(__name__)
@@ -82,53 +84,46 @@ class Collected:
 def collect(
     model: FDTModel, processor: FDTProcessor, dataset: Dataset | IterableDataset, arguments: VisualizationArguments
 ) -> Collected:
-    """Pass once over the data; writes thumbnails into the folder `pictures` of `output_dir`."""
+    """Pass once over the data; writes thumbnails into the folder `pictures` of `output_dir`.
+
+    Rows that cannot be used are left out, named with the reason, and counted.
+
+    Raises:
+        ValueError: no row can be used.
+    """
     thumbnails = Path(arguments.output_dir) / "pictures"
     thumbnails.mkdir(parents=True, exist_ok=True)
     codebook_size = model.config.codebook_size
     image = ModalityStatistics(codebook_size, arguments.num_examples)
     text = ModalityStatistics(codebook_size, arguments.num_examples)
     sample = Sample(SAMPLE_SIZE, arguments.seed)
+    reader = RowReader(dataset, processor, arguments.image_column, arguments.caption_column, arguments.category_column)
     num_rows = len(dataset) if isinstance(dataset, Dataset) else arguments.max_rows
     progress = tqdm(total=num_rows, desc="embedding", unit="row")
-    for columns in dataset.iter(arguments.batch_size):
-        rows = _read_rows(columns, dataset, arguments)
-        images, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
-        inputs = processor(images=images, text=captions, return_tensors="pt").to(model.device)
-        outputs = model(**inputs, return_loss=False)
-        records = BatchRecords(
-            model, processor, rows, image.num_items, inputs, outputs, arguments.thumbnail_size, thumbnails
-        )
-        image_ids = [image.num_items + row for row in range(len(rows))]
-        for row in image.update(
-            outputs.image_code_weights.float().cpu(), image_ids, records.picture, records.heat_maps
-        ):
+    for columns in leave_undecoded(dataset, arguments.image_column).iter(arguments.batch_size):
+        start = reader.num_read
+        numbers, rows, inputs = reader.read(columns)
+        progress.update(reader.num_read - start)
+        if not rows:
+            continue
+        outputs = model(**inputs.to(model.device), return_loss=False)
+        records = BatchRecords(model, processor, rows, numbers, inputs, outputs, arguments.thumbnail_size, thumbnails)
+        for row in image.update(outputs.image_code_weights.float().cpu(), numbers, records.picture, records.heat_maps):
             (thumbnails / f"{row}.webp").unlink()
         # Equal captions are one: a code shows each only once.
-        text_ids = [_caption_id(caption) for caption in captions]
+        text_ids = [_caption_id(row["caption"]) for row in rows]
         text.update(outputs.text_code_weights.float().cpu(), text_ids, records.caption, records.marked_words)
         for row in rows:
             sample.add(row["label"])
-        progress.update(len(rows))
     progress.close()
     if image.num_items == 0:
-        raise ValueError(f"split={arguments.split!r} of {arguments.data!r} has no rows")
+        raise ValueError(
+            f"split={arguments.split!r} of {arguments.data!r} has no row that can be used among {reader.num_read}, "
+            f"the last for: {reader.last_reason}"
+        )
+    if reader.num_left_out:
+        logger.warning("%d of %d rows were left out", reader.num_left_out, reader.num_read)
     return Collected(image, text, sample)
-
-
-def _read_rows(
-    columns: dict[str, list], dataset: Dataset | IterableDataset, arguments: VisualizationArguments
-) -> list[dict[str, Any]]:
-    captions = [caption[0] if isinstance(caption, list) else caption for caption in columns[arguments.caption_column]]
-    categories = [None] * len(captions)
-    if arguments.category_column is not None:
-        feature = dataset.features[arguments.category_column] if dataset.features else None
-        name = feature.int2str if isinstance(feature, ClassLabel) else str
-        categories = [name(category) for category in columns[arguments.category_column]]
-    return [
-        {"image": image, "caption": caption, "label": Label(content_words(caption), category)}
-        for image, caption, category in zip(columns[arguments.image_column], captions, categories, strict=True)
-    ]
 
 
 def _caption_id(caption: str) -> int:
@@ -136,10 +131,37 @@ def _caption_id(caption: str) -> int:
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, whose contents move up into `path` when the block ends well; otherwise they go.
+
+    Raises:
+        ValueError: `path` is a file, or has contents. What a run that was killed left unfinished does not count.
+    """
+    unfinished = path / ".unfinished"
+    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {unfinished}):
+        raise ValueError(f"output_dir={str(path)!r} is not empty")
+    is_new = not path.exists()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(path if is_new else unfinished)
+        raise
+    for entry in list(unfinished.iterdir()):
+        entry.rename(path / entry.name)
+    unfinished.rmdir()
+
+
 def main(arguments: VisualizationArguments) -> None:
-    output_dir = Path(arguments.output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"output_dir={arguments.output_dir!r} is not empty")
+    with whole_folder(Path(arguments.output_dir)) as folder:
+        write(replace(arguments, output_dir=str(folder)))
+    logger.info("open %s in a browser", Path(arguments.output_dir) / "index.html")
+
+
+def write(arguments: VisualizationArguments) -> None:
+    """Read the data and write the gallery into `output_dir`, which exists."""
     dataset = open_dataset(arguments.data, arguments.split, streaming=arguments.streaming)
     names = ("image_column", "caption_column", "category_column")
     check_columns(dataset, **{name: getattr(arguments, name) for name in names})
@@ -168,7 +190,6 @@ def finish(collected: Collected, codebook: torch.Tensor, text: GalleryText, argu
     # Figures first: the gallery removes thumbnails that none of its pages shows.
     write_figures(codes, collected.image, collected.text, arguments.figure_codes, output_dir)
     write_gallery(codes, collected.image, collected.text, text, arguments.max_pages, output_dir)
-    logger.info("open %s in a browser", output_dir / "index.html")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Statistics of codes over a stream, coherence and names, and the gallery that is written from them."""
 
+import io
 import json
 import pickle
 import random
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Image as DatasetImage
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, HfArgumentParser
 
@@ -333,6 +335,84 @@ def test_options_limit_pages_rows_and_figures(run, tmp_path):
     index = "".join(Page(out / "index.html").text)
     assert "10 pictures with captions" in index and "5 codes have a page" in index
     assert "their captions have a word in common" in index
+
+
+FEW_PAGES = {"max_pages": 3, "figure_codes": [9], "num_draws": 2}
+
+
+def with_broken_rows(run, folder: Path) -> VisualizationArguments:
+    """The data of `run` with rows between them of which each has another fault."""
+    good = load_from_disk(run.data)["test"].cast_column("image", DatasetImage(decode=False)).to_list()
+    image = good[0]["image"]
+    floats = io.BytesIO()
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(floats, "TIFF")
+    broken = [
+        {"image": {"bytes": image["bytes"][:100], "path": None}, "caption": ["cut off"], "kind": 0},
+        {"image": {"bytes": floats.getvalue(), "path": None}, "caption": ["no range of values"], "kind": 0},
+        {"image": None, "caption": ["no image"], "kind": 0},
+        {"image": image, "caption": None, "kind": 0},
+        {"image": image, "caption": [], "kind": 0},
+        {"image": image, "caption": ["", "  "], "kind": 0},
+        {"image": image, "caption": ["no category"], "kind": -1},
+        {"image": image, "caption": ["no category"], "kind": None},
+    ]
+    good = [{**row, "caption": ["", row["caption"]]} for row in good]
+    features = Features(image=DatasetImage(), caption=List(Value("string")), kind=ClassLabel(names=["even", "odd"]))
+    rows = [*broken[:2], *good[:3], *broken[2:], *good[3:]]
+    DatasetDict(test=Dataset.from_list(rows, features=features)).save_to_disk(str(folder / "data"))
+    values = {**vars(run), "data": str(folder / "data"), "output_dir": str(folder / "out"), "batch_size": 2}
+    return VisualizationArguments(**values | FEW_PAGES)
+
+
+def test_rows_that_cannot_be_used_are_left_out_by_name(run, tmp_path, caplog):
+    arguments = with_broken_rows(run, tmp_path)
+    run_visualization.main(arguments)
+    left_out = dict(re.findall(r"left out row (\d+): (.*)", caplog.text))
+    assert list(map(int, left_out)) == [0, 1, *range(5, 11)]
+    assert [left_out[str(row)] for row in range(5, 9)] == [
+        "image is empty",
+        "caption holds None, no caption",
+        "caption holds [], no caption",
+        "caption holds ['', '  '], no caption",
+    ]
+    assert left_out["9"] == "kind holds -1, no category" and left_out["10"] == "kind holds None, no category"
+    assert "8 of 28 rows were left out" in caplog.text
+    rows, expected = (
+        pyarrow.parquet.read_table(Path(folder) / "codes.parquet").to_pylist()
+        for folder in (arguments.output_dir, run.output_dir)
+    )
+    # The same pictures and captions, under their numbers among all rows.
+    numbers = [2, 3, 4, *range(11, 28)]
+    for row, whole in zip(rows, expected, strict=True):
+        assert row["top_captions"] == whole["top_captions"] and row["num_images"] == whole["num_images"]
+        assert row["top_image_rows"] == [numbers[item] for item in whole["top_image_rows"]]
+
+
+def test_a_gallery_appears_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    values = {**vars(run), "output_dir": str(tmp_path / "out"), "max_rows": 4} | FEW_PAGES
+    with monkeypatch.context() as patch:
+        patch.setattr(run_visualization, "write_gallery", lambda *arguments: (_ for _ in ()).throw(OSError("full")))
+        for _ in range(2):
+            with pytest.raises(OSError, match="full"):
+                run_visualization.main(VisualizationArguments(**values))
+            assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()
+        with pytest.raises(OSError, match="full"):
+            run_visualization.main(VisualizationArguments(**values))
+        assert not any((tmp_path / "out").iterdir())
+    (tmp_path / "out/.unfinished/code").mkdir(parents=True)  # of a run that was killed
+    run_visualization.main(VisualizationArguments(**values))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in Path(run.output_dir).iterdir()
+    }
+
+
+def test_data_without_a_usable_row_are_refused(run, tmp_path):
+    arguments = with_broken_rows(run, tmp_path)
+    arguments.max_rows = 2
+    with pytest.raises(ValueError, match="no row that can be used among 2, the last for: .*mode 'F'"):
+        run_visualization.main(arguments)
+    assert not Path(arguments.output_dir).exists()
 
 
 def test_wrong_arguments_are_refused(run, tmp_path):

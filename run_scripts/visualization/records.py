@@ -123,7 +123,7 @@ class BatchRecords:
     Args:
         model, processor: which explain.
         rows: `image`, `caption` and `label` of each.
-        first_row: number of the first row in the data set.
+        numbers: those of the rows in the data set.
         inputs, outputs: of the model, for these rows.
         thumbnail_size: longest side in pixels.
         thumbnails: folder where thumbnails are written, named by row.
@@ -134,13 +134,13 @@ class BatchRecords:
         model: FDTModel,
         processor: FDTProcessor,
         rows: list[dict],
-        first_row: int,
+        numbers: list[int],
         inputs: dict[str, torch.Tensor],
         outputs: FDTOutput,
         thumbnail_size: int,
         thumbnails: Path,
     ):
-        self.model, self.processor, self.rows, self.first_row = model, processor, rows, first_row
+        self.model, self.processor, self.rows, self.numbers = model, processor, rows, numbers
         self.inputs, self.outputs = inputs, outputs
         self.thumbnail_size, self.thumbnails = thumbnail_size, thumbnails
         hidden = outputs.vision_model_output.last_hidden_state
@@ -149,7 +149,7 @@ class BatchRecords:
     def picture(self, row: int) -> Picture:
         """The record of the row's picture; writes its thumbnail."""
         picture = ImageOps.exif_transpose(self.rows[row]["image"])
-        thumbnail = save_thumbnail(picture, self.thumbnails / f"{self.first_row + row}.webp", self.thumbnail_size)
+        thumbnail = save_thumbnail(picture, self.thumbnails / f"{self.numbers[row]}.webp", self.thumbnail_size)
         explanation = explain_row(self.model, self.inputs, self.outputs, row, top_k=NUM_PICTURE_CODES)
         is_active = explanation.image_weights[0] > 0
         codes, weights = explanation.image_codes[0, is_active], explanation.image_weights[0, is_active]
@@ -178,7 +178,7 @@ class BatchRecords:
         """The record of the row's caption."""
         text = self.rows[row]["caption"]
         words, spans, _ = self.processor.split_words(text)
-        return Caption(text, self.rows[row]["label"], self.first_row + row, words, spans)
+        return Caption(text, self.rows[row]["label"], self.numbers[row], words, spans)
 
     def marked_words(self, row: int, codes: list[int]) -> list[MarkedWords]:
         """Marks of codes on the row's caption; the codes must be active in it."""
