@@ -1,10 +1,10 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Embed a folder of pictures into an index that `search_images` searches.
+"""Embed a folder of images into an index that `search_images` searches.
 
-    python -m run_scripts.index_images --model outputs/emoji_two_styles --images pictures --index outputs/index
+    python -m run_scripts.index_images --model outputs/emoji_two_styles --images images --index outputs/index
 
-Run it again when pictures were added, changed or removed, or when it was stopped: what is committed is not embedded
-again. A picture that several files hold is embedded once.
+Run it again when images were added, changed or removed, or when it was stopped: what is committed is not embedded
+again. An image that several files hold is embedded once.
 """
 
 import logging
@@ -19,7 +19,7 @@ def main(arguments: IndexArguments) -> None:
     model, processor = load_model(arguments.model, arguments.device)
     report = index_images(model, processor, arguments)
     print(
-        f"{arguments.index} holds {report.num_pictures} pictures of {report.num_files} files: "
+        f"{arguments.index} holds {report.num_images} images of {report.num_files} files: "
         f"{report.num_embedded} embedded now, {report.num_removed} removed, "
         f"{len(report.unreadable)} files left out as unreadable"
     )

@@ -1,8 +1,8 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Search an index of pictures by words or by a picture.
+"""Search an index of images by words or by an image.
 
     python -m run_scripts.search_images --index outputs/index --text "a red heart" --grid outputs/hearts.png
-    python -m run_scripts.search_images --index outputs/index --image picture.png --by codes --top_k 5
+    python -m run_scripts.search_images --index outputs/index --image image.png --by codes --top_k 5
 
 `run_scripts.index_images` makes the index.
 """
@@ -31,7 +31,7 @@ from run_scripts.search.image_index import (
 
 logger = logging.getLogger(__name__)
 
-CELL, LINE, NUM_COLUMNS = 160, 16, 5  # pixels, pixels, pictures
+CELL, LINE, NUM_COLUMNS = 160, 16, 5  # pixels, pixels, images
 NOTHING_FOUND = "(nothing found)"
 
 
@@ -39,12 +39,12 @@ NOTHING_FOUND = "(nothing found)"
 class SearchArguments:
     index: str = field(metadata={"help": "Folder that index_images wrote."})
     text: str | None = field(default=None, metadata={"help": "Search by words."})
-    image: str | None = field(default=None, metadata={"help": "Search by a picture: its path."})
+    image: str | None = field(default=None, metadata={"help": "Search by an image: its path."})
     by: Literal["embeds", "codes"] = field(
         default="embeds", metadata={"help": "Compare embeddings, or code weights through the inverted index."}
     )
-    top_k: int = field(default=10, metadata={"help": "Number of pictures to show."})
-    grid: str | None = field(default=None, metadata={"help": "PNG to write the pictures into."})
+    top_k: int = field(default=10, metadata={"help": "Number of images to show."})
+    grid: str | None = field(default=None, metadata={"help": "PNG to write the images into."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model that made the index is now, if it was moved."}
     )
@@ -58,10 +58,10 @@ class SearchArguments:
 
 
 def read_query_image(path: str) -> Image.Image:
-    """The picture to search by.
+    """The image to search by.
 
     Raises:
-        ValueError: there is no such file, or it is no picture.
+        ValueError: there is no such file, or it is no image.
     """
     try:
         return decode_picture(read_file(Path(path)))
@@ -70,7 +70,7 @@ def read_query_image(path: str) -> Image.Image:
 
 
 def draw_grid(hits: list[Hit]) -> Image.Image:
-    """The pictures found, in reading order, each with its score and its caption or file name below."""
+    """The images found, in reading order, each with its score and its caption or file name below."""
     num_rows = max(math.ceil(len(hits) / NUM_COLUMNS), 1)
     height = CELL + 2 * LINE
     sheet = Image.new("RGB", (max(min(len(hits), NUM_COLUMNS), 1) * CELL, num_rows * height), "white")
@@ -81,14 +81,14 @@ def draw_grid(hits: list[Hit]) -> Image.Image:
         left, top = position % NUM_COLUMNS * CELL, position // NUM_COLUMNS * height
         path, caption = hit.files[0]
         try:
-            picture = ImageOps.exif_transpose(decode_picture(read_file(path))).convert("RGBA")
+            image = ImageOps.exif_transpose(decode_picture(read_file(path))).convert("RGBA")
         except (OSError, ValueError):  # the file has gone or changed since it was indexed
             draw.text((left + 4, top + CELL / 2), "(cannot be read now)", fill="firebrick", font=font)
         else:
-            factor = (CELL - 8) / max(picture.size)
-            picture = picture.resize([max(round(side * factor), 1) for side in picture.size], Image.Resampling.BICUBIC)
-            corner = (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2)
-            sheet.paste(picture, corner, mask=picture)
+            factor = (CELL - 8) / max(image.size)
+            image = image.resize([max(round(side * factor), 1) for side in image.size], Image.Resampling.BICUBIC)
+            corner = (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
+            sheet.paste(image, corner, mask=image)
         label = shorten(printable(" ".join((caption or path.name).split())), CELL - 8, font)
         draw.text((left + 4, top + CELL), f"{hit.score:.3f}", fill="black", font=font)
         draw.text((left + 4, top + CELL + LINE), label, fill="black", font=font)
@@ -104,7 +104,7 @@ def shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 def format_hits(hits: list[Hit]) -> str:
-    """One line for each picture: place, score, path and caption; a line more for each other file that holds it."""
+    """One line for each image: place, score, path and caption; a line more for each other file that holds it."""
     lines = []
     for place, hit in enumerate(hits, start=1):
         start = f"{place:4d}  {hit.score:.4f}"
@@ -120,7 +120,7 @@ def main(arguments: SearchArguments) -> None:
     model, processor = load_model(name, arguments.device)
     check_model(index.folder, index.model_hash, name, hash_model(model, processor))
     if not index.is_current:
-        logger.warning("the index has changed since its last complete run; pictures added since are not searched")
+        logger.warning("the index has changed since its last complete run; images added since are not searched")
     if arguments.text is not None:
         query = embed_captions(model, processor, [arguments.text])
     else:

@@ -105,7 +105,7 @@ def test_a_folder_is_indexed_with_its_subfolders_and_captions(run, tmp_path):
     assert files_of(tmp_path / "index") == EXPECTED
 
 
-@pytest.mark.parametrize("changes", [{}, {"dense_index": "hnsw"}, {"codes_per_picture": 3}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"dense_index": "hnsw"}, {"codes_per_image": 3}], ids=str)
 def test_search_equals_brute_force(run, loaded, pictures, tmp_path, changes):
     run(**changes)
     index = ImageIndex(tmp_path / "index")
@@ -113,7 +113,7 @@ def test_search_equals_brute_force(run, loaded, pictures, tmp_path, changes):
     images = [Image.open(path) for path in paths]
     stored = embed_images(*loaded, images)
     code_weights = stored.code_weights.double()
-    if "codes_per_picture" in changes:
+    if "codes_per_image" in changes:
         smallest = code_weights.topk(3, dim=1).values[:, -1:]
         code_weights = code_weights.where(code_weights >= smallest, 0)
         assert ((code_weights > 0).sum(dim=1) == 3).all()  # or this would compare nothing
@@ -161,7 +161,7 @@ def test_another_run_embeds_only_what_is_new(run, pictures, tmp_path):
 
 def test_other_search_files_need_no_embedding(run, tmp_path):
     run()
-    assert run(codes_per_picture=3, dense_index="hnsw").num_embedded == 0
+    assert run(codes_per_image=3, dense_index="hnsw").num_embedded == 0
     assert ImageIndex(tmp_path / "index")._inverted_index.nnz == 3 * NUM_PICTURES
     assert (tmp_path / "index" / "search_files-2").exists()
 
@@ -194,7 +194,7 @@ def test_unreadable_files_are_left_out_and_listed(run, pictures, tmp_path, caplo
     names |= {"pipe.png", "terminal.png", "line\nbreak.png"}
     assert set(report.unreadable) == names
     assert report.unreadable["pipe.png"] == report.unreadable["terminal.png"] == "not a regular file"
-    assert report.num_files == report.num_pictures == NUM_PICTURES + 1
+    assert report.num_files == report.num_images == NUM_PICTURES + 1
     assert all(name.replace("\n", "\\n") in caplog.text for name in names)
     (pictures / "later broken.png").write_text("broken now")
     shutil.copy(pictures / "1.png", pictures / "empty.png")  # repaired
@@ -310,7 +310,7 @@ def test_damaged_search_files_are_refused_and_written_anew(run, tmp_path):
 
 def test_a_damaged_database_is_refused(run, tmp_path):
     run()
-    path = tmp_path / "index" / "pictures.sqlite3"
+    path = tmp_path / "index" / "images.sqlite3"
     whole = path.read_bytes()
 
     def refused(message: str, *calls) -> None:
@@ -328,15 +328,15 @@ def test_a_damaged_database_is_refused(run, tmp_path):
     refused("holds no index of format 2", run, lambda: ImageIndex(tmp_path / "index"))
     path.write_bytes(whole)
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE pictures SET embeds = zeroblob(128) WHERE id = 3")
-    refused("is damaged: picture 3; make a new one", lambda: run(dense_index="hnsw"))
+        connection.execute("UPDATE images SET embeds = zeroblob(128) WHERE id = 3")
+    refused("is damaged: image 3; make a new one", lambda: run(dense_index="hnsw"))
     shutil.rmtree(tmp_path / "index")
     refused("holds no index", lambda: ImageIndex(tmp_path / "index"))
 
 
 def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_path):
     run()
-    path = tmp_path / "index" / "pictures.sqlite3"
+    path = tmp_path / "index" / "images.sqlite3"
     whole = path.read_bytes()
     query = embed_images(*loaded, [Image.open(pictures / "0.png")])
     expected = ImageIndex(tmp_path / "index").search(query, "embeds", 10)
@@ -359,7 +359,7 @@ def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_pat
             outcomes.append("answered")
             assert answered == expected, place
         try:
-            run(codes_per_picture=3)
+            run(codes_per_image=3)
         except ValueError:
             continue
         finally:
@@ -375,12 +375,12 @@ def test_an_index_that_cannot_be_opened_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="index=.* cannot be written: .*exists"):
         run()
     (tmp_path / "index").unlink()
-    (tmp_path / "index/pictures.sqlite3").mkdir(parents=True)
+    (tmp_path / "index/images.sqlite3").mkdir(parents=True)
     with pytest.raises(ValueError, match="index=.* cannot be used: unable to open database file"):
         run()
     with pytest.raises(ValueError, match="index=.* cannot be used: "):
         ImageIndex(tmp_path / "index")
-    (tmp_path / "index/pictures.sqlite3").rmdir()
+    (tmp_path / "index/images.sqlite3").rmdir()
     run()  # the lock was given back
 
 
@@ -440,8 +440,8 @@ def test_a_killed_process_loses_nothing_that_was_committed(run, loaded, model_fo
         index = tmp_path / f"index_kill_{point}"
         with pytest.raises(ValueError, match="is not finished; run index_images again"):
             ImageIndex(index)
-        with sqlite3.connect(index / "pictures.sqlite3") as connection:
-            assert connection.execute("SELECT count(*) FROM pictures").fetchone()[0] == num_committed
+        with sqlite3.connect(index / "images.sqlite3") as connection:
+            assert connection.execute("SELECT count(*) FROM images").fetchone()[0] == num_committed
             assert connection.execute("SELECT count(*) FROM files").fetchone()[0] == num_committed
         assert run(index=str(index)).num_embedded == NUM_PICTURES - num_committed
         assert files_of(index) == EXPECTED
@@ -475,7 +475,7 @@ def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, ca
     shutil.copy(pictures / "0.png", pictures / "zero.png")
     index = str(tmp_path / "index")
     index_images.main(indexing.IndexArguments(model=model_folder, images=str(pictures), index=index))
-    assert "holds 7 pictures of 8 files: 7 embedded now, 0 removed, 0 files left out" in capsys.readouterr().out
+    assert "holds 7 images of 8 files: 7 embedded now, 0 removed, 0 files left out" in capsys.readouterr().out
     (pictures / "2.png").unlink()
     for by in ("embeds", "codes"):
         search_images.main(
@@ -542,14 +542,14 @@ def test_a_query_that_is_no_picture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="image='.*missing.png': .*No such file"):
         search_images.read_query_image(str(tmp_path / "missing.png"))
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="image='.*text.png': not a picture of a known format"):
+    with pytest.raises(ValueError, match="image='.*text.png': not an image of a known format"):
         search_images.read_query_image(str(tmp_path / "text.png"))
     with pytest.raises(ValueError, match="image='/dev/zero': not a regular file"):
         search_images.read_query_image("/dev/zero")
 
 
 @pytest.mark.parametrize(
-    "changes, message", [({"batch_size": 0}, "batch_size"), ({"codes_per_picture": 0}, "codes_per")]
+    "changes, message", [({"batch_size": 0}, "batch_size"), ({"codes_per_image": 0}, "codes_per")]
 )
 def test_wrong_index_arguments_are_refused(run, changes, message):
     with pytest.raises(ValueError, match=f"{message}.* must be at least 1, got 0"):

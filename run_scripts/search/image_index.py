@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""An index of pictures on disk: what a model says of each, and the files that search reads.
+"""An index of images on disk: what a model says of each, and the files that search reads.
 
-An index is a folder. `pictures.sqlite3` is its only truth: one row for each distinct picture (embedding and code
+An index is a folder. `images.sqlite3` is its only truth: one row for each distinct image (embedding and code
 weights) and one for each file, each with a checksum, written in one transaction per batch, so that whatever stops the
 process leaves whole batches. From it the search files are built: `embeds.faiss`, a FAISS index of the embeddings by
 inner product, `codes.npz`, the inverted index of the code weights (SciPy CSR, one row for each code), and
@@ -34,17 +34,17 @@ from transformers import PreTrainedModel, ProcessorMixin
 from run_scripts.evaluation.embedding import Features
 
 
-DATABASE, LOCK, SEARCH_FILES = "pictures.sqlite3", "lock", "search_files"
+DATABASE, LOCK, SEARCH_FILES = "images.sqlite3", "lock", "search_files"
 FORMAT_VERSION = 2
 FAISS_FACTORIES = {"flat": "Flat", "hnsw": "HNSW32"}
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
-    # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer picture.
-    """CREATE TABLE pictures (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, embeds BLOB NOT NULL,
+    # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer image.
+    """CREATE TABLE images (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, embeds BLOB NOT NULL,
     codes BLOB NOT NULL, code_weights BLOB NOT NULL, checksum INTEGER NOT NULL)""",
-    """CREATE TABLE files (path TEXT PRIMARY KEY, picture_id INTEGER NOT NULL REFERENCES pictures,
+    """CREATE TABLE files (path TEXT PRIMARY KEY, image_id INTEGER NOT NULL REFERENCES images,
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, caption TEXT, checksum INTEGER NOT NULL)""",
-    "CREATE INDEX files_of_picture ON files (picture_id)",
+    "CREATE INDEX files_of_image ON files (image_id)",
     f"PRAGMA user_version = {FORMAT_VERSION}",
 )
 
@@ -70,7 +70,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture found: its score (a cosine), and the path and caption of each file that holds it."""
+    """One image found: its score (a cosine), and the path and caption of each file that holds it."""
 
     score: float
     files: list[tuple[Path, str | None]]
@@ -87,7 +87,7 @@ def printable(text: str) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises:
         ValueError: it is no regular file. A pipe would be waited for, and a device has no end.
@@ -99,16 +99,16 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_picture(data: bytes) -> Image.Image:
-    """A picture from the bytes of its file.
+    """An image from the bytes of its file.
 
     Raises:
-        ValueError: they are no picture that PIL can read, or a truncated one.
+        ValueError: they are no image that PIL can read, or a truncated one.
     """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except UnidentifiedImageError as error:
-        raise ValueError("not a picture of a known format") from error
+        raise ValueError("not an image of a known format") from error
     except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
     return image
@@ -132,8 +132,8 @@ def build_dense_index(embeds: np.ndarray, kind: Literal["flat", "hnsw"]) -> fais
     """A FAISS index of embeddings by inner product.
 
     Args:
-        embeds: (num_pictures, dim) float32, rows of length 1.
-        kind: `flat` compares with every picture and is exact, `hnsw` walks a graph and is approximate.
+        embeds: (num_images, dim) float32, rows of length 1.
+        kind: `flat` compares with every image and is exact, `hnsw` walks a graph and is approximate.
     """
     index = faiss.index_factory(embeds.shape[1], FAISS_FACTORIES[kind], faiss.METRIC_INNER_PRODUCT)
     index.add(embeds)
@@ -141,7 +141,7 @@ def build_dense_index(embeds: np.ndarray, kind: Literal["flat", "hnsw"]) -> fais
 
 
 def stack_codes(codes: list[np.ndarray], code_weights: list[np.ndarray], codebook_size: int) -> scipy.sparse.csr_array:
-    """Active codes and weights of pictures as a matrix of shape (num_pictures, codebook_size)."""
+    """Active codes and weights of images as a matrix of shape (num_images, codebook_size)."""
     starts = np.cumsum([0, *map(len, codes)])
     # SciPy keeps 4 bytes for a code's number only where the starts take no more than that.
     starts = starts.astype(np.int32 if starts[-1] < 2**31 else np.int64)
@@ -150,13 +150,13 @@ def stack_codes(codes: list[np.ndarray], code_weights: list[np.ndarray], codeboo
 
 
 def build_inverted_index(code_weights: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """The inverted index of code weights: for each code the pictures in which it is active.
+    """The inverted index of code weights: for each code the images in which it is active.
 
     Args:
-        code_weights: (num_pictures, codebook_size) at least 0, with a weight in every row.
+        code_weights: (num_images, codebook_size) at least 0, with a weight in every row.
 
     Returns:
-        (codebook_size, num_pictures), columns of length 1, so that the product with a query of length 1 is the cosine.
+        (codebook_size, num_images), columns of length 1, so that the product with a query of length 1 is the cosine.
     """
     lengths = np.sqrt(code_weights.multiply(code_weights).sum(axis=1))
     scaled = code_weights.multiply(1 / lengths[:, None])
@@ -164,20 +164,20 @@ def build_inverted_index(code_weights: scipy.sparse.csr_array) -> scipy.sparse.c
 
 
 def keep_largest(codes: np.ndarray, code_weights: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a picture's active codes, in rising order, and their weights: those with the `num_codes` largest weights."""
+    """Of an image's active codes, in rising order, and their weights: those with the `num_codes` largest weights."""
     kept = np.sort(np.argsort(-code_weights, kind="stable")[:num_codes])
     return codes[kept], code_weights[kept]
 
 
 def score_codes(inverted_index: scipy.sparse.csr_array, code_weights: np.ndarray) -> np.ndarray:
-    """Cosines of a query's code weights with those of all pictures.
+    """Cosines of a query's code weights with those of all images.
 
     Args:
-        inverted_index: (codebook_size, num_pictures), from `build_inverted_index`.
+        inverted_index: (codebook_size, num_images), from `build_inverted_index`.
         code_weights: (codebook_size,) of the query, not all 0. Only the rows of its active codes are read.
 
     Returns:
-        (num_pictures,) in [0, 1].
+        (num_images,) in [0, 1].
     """
     active = np.flatnonzero(code_weights)
     weights = code_weights[active] / np.linalg.norm(code_weights)
@@ -198,13 +198,13 @@ class IndexWriter:
 
     Args:
         folder: the index.
-        images: the folder of pictures that is indexed.
+        images: the folder of images that is indexed.
         model_name: where search finds the model again.
         model_hash: from `hash_model`.
 
     Raises:
         ValueError: another process writes, the index is damaged or cannot be written, or it was made by another model
-            or of another folder of pictures that still exists.
+            or of another folder of images that still exists.
     """
 
     def __init__(self, folder: Path, images: Path, model_name: str, model_hash: str):
@@ -264,7 +264,7 @@ class IndexWriter:
         self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
 
     def file_states(self) -> dict[str, FileState]:
-        """All files, by their path relative to the folder of pictures.
+        """All files, by their path relative to the folder of images.
 
         Raises:
             ValueError: a row of the database is damaged.
@@ -272,7 +272,7 @@ class IndexWriter:
         states = {}
         columns = "path, digest, size, mtime_ns, caption"
         query = f"SELECT {columns}, file_checksum({columns}) = files.checksum FROM files "
-        query += "JOIN pictures ON pictures.id = picture_id"
+        query += "JOIN images ON images.id = image_id"
         for path, _, *state, is_whole in self._connection.execute(query):
             if not is_whole:
                 raise ValueError(f"index={str(self.folder)!r} is damaged: file {path!r}; make a new one")
@@ -280,25 +280,25 @@ class IndexWriter:
         return states
 
     def digests(self) -> set[bytes]:
-        """The SHA-256 of every picture's file."""
-        return {digest for (digest,) in self._connection.execute("SELECT digest FROM pictures")}
+        """The SHA-256 of every image's file."""
+        return {digest for (digest,) in self._connection.execute("SELECT digest FROM images")}
 
     def add(self, digests: list[bytes], features: Features | None, files: dict[str, tuple[FileState, bytes]]) -> None:
         """Commit a batch, wholly or not at all.
 
         Args:
-            digests: of the new pictures.
+            digests: of the new images.
             features: what the model says of them, in their order; None if there are none.
-            files: state and digest of new or changed files, by path; their pictures are new or known.
+            files: state and digest of new or changed files, by path; their images are new or known.
         """
         rows = [] if features is None else _to_rows(digests, features)
         with self._connection:
             self._connection.executemany(
-                "INSERT INTO pictures (digest, embeds, codes, code_weights, checksum) VALUES (?, ?, ?, ?, ?)", rows
+                "INSERT INTO images (digest, embeds, codes, code_weights, checksum) VALUES (?, ?, ?, ?, ?)", rows
             )
             self._connection.executemany(
                 "INSERT OR REPLACE INTO files SELECT :path, id, :size, :mtime_ns, :caption, "
-                "file_checksum(:path, digest, :size, :mtime_ns, :caption) FROM pictures WHERE digest = :digest",
+                "file_checksum(:path, digest, :size, :mtime_ns, :caption) FROM images WHERE digest = :digest",
                 [{"path": path, "digest": digest, **asdict(state)} for path, (state, digest) in files.items()],
             )
             facts = {"is_current": False} if files else {}
@@ -312,36 +312,36 @@ class IndexWriter:
         with self._connection:
             self._connection.executemany(
                 "UPDATE files SET caption = :caption, checksum = file_checksum(path, "
-                "(SELECT digest FROM pictures WHERE id = picture_id), size, mtime_ns, :caption) WHERE path = :path",
+                "(SELECT digest FROM images WHERE id = image_id), size, mtime_ns, :caption) WHERE path = :path",
                 [{"path": path, "caption": caption} for path, caption in captions.items()],
             )
             if captions:
                 self._set_facts(is_current=False)
 
     def keep_only(self, paths: Iterable[str]) -> int:
-        """Forget all other files, and pictures that no file holds any more; returns the number of those."""
+        """Forget all other files, and images that no file holds any more; returns the number of those."""
         with self._connection:
             self._connection.execute("CREATE TEMP TABLE kept (path TEXT PRIMARY KEY)")
             self._connection.executemany("INSERT INTO kept VALUES (?)", [(path,) for path in paths])
-            num_files, num_pictures = (
+            num_files, num_images = (
                 self._connection.execute(f"DELETE FROM {condition}").rowcount
                 for condition in (
                     "files WHERE path NOT IN (SELECT path FROM kept)",
-                    "pictures WHERE id NOT IN (SELECT picture_id FROM files)",
+                    "images WHERE id NOT IN (SELECT image_id FROM files)",
                 )
             )
             self._connection.execute("DROP TABLE kept")
             if num_files:
                 self._set_facts(is_current=False)
-        return num_pictures
+        return num_images
 
-    def write_search_files(self, dense_index: Literal["flat", "hnsw"], codes_per_picture: int | None) -> None:
+    def write_search_files(self, dense_index: Literal["flat", "hnsw"], codes_per_image: int | None) -> None:
         """Bring the search files up to date; arguments as in `IndexArguments`.
 
         Raises:
             ValueError: a row of the database is damaged.
         """
-        settings = {"dense_index": dense_index, "codes_per_picture": codes_per_picture, "images": str(self.images)}
+        settings = {"dense_index": dense_index, "codes_per_image": codes_per_image, "images": str(self.images)}
         facts = _read_facts(self._connection)
         former = facts.get("search_files")
         is_current = facts["is_current"] and former["settings"] == settings
@@ -351,7 +351,7 @@ class IndexWriter:
         written = _search_folder(self.folder, number)
         shutil.rmtree(written, ignore_errors=True)  # of a run that was stopped here
         written.mkdir()
-        ids, embeds, code_weights = self._read_pictures(codes_per_picture)
+        ids, embeds, code_weights = self._read_images(codes_per_image)
         np.save(written / "ids.npy", ids)
         faiss.write_index(build_dense_index(embeds, dense_index), str(written / "embeds.faiss"))
         if code_weights is not None:
@@ -367,24 +367,24 @@ class IndexWriter:
 
     def _write_files(self, path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("CREATE TABLE files (picture_id INTEGER NOT NULL, path TEXT NOT NULL, caption TEXT)")
-            rows = self._connection.execute("SELECT picture_id, path, caption FROM files ORDER BY picture_id, path")
+            connection.execute("CREATE TABLE files (image_id INTEGER NOT NULL, path TEXT NOT NULL, caption TEXT)")
+            rows = self._connection.execute("SELECT image_id, path, caption FROM files ORDER BY image_id, path")
             connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
-            connection.execute("CREATE INDEX files_of_picture ON files (picture_id)")
+            connection.execute("CREATE INDEX files_of_image ON files (image_id)")
 
-    def _read_pictures(
-        self, codes_per_picture: int | None
+    def _read_images(
+        self, codes_per_image: int | None
     ) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array | None]:
-        """Ids, embeds and code weights of all pictures in the order of their ids."""
+        """Ids, embeds and code weights of all images in the order of their ids."""
         ids, embeds, codes, code_weights = [], [], [], []
-        query = "SELECT id, digest, embeds, codes, code_weights, checksum FROM pictures ORDER BY id"
-        for picture_id, *blobs, checksum in self._connection.execute(query):
+        query = "SELECT id, digest, embeds, codes, code_weights, checksum FROM images ORDER BY id"
+        for image_id, *blobs, checksum in self._connection.execute(query):
             if zlib.crc32(b"".join(blobs)) != checksum:
-                raise ValueError(f"index={str(self.folder)!r} is damaged: picture {picture_id}; make a new one")
-            ids.append(picture_id)
+                raise ValueError(f"index={str(self.folder)!r} is damaged: image {image_id}; make a new one")
+            ids.append(image_id)
             embeds.append(np.frombuffer(blobs[1], np.float32))
             active = np.frombuffer(blobs[2], np.int32), np.frombuffer(blobs[3], np.float32)
-            active = active if codes_per_picture is None else keep_largest(*active, codes_per_picture)
+            active = active if codes_per_image is None else keep_largest(*active, codes_per_image)
             codes.append(active[0])
             code_weights.append(active[1])
         codebook_size = _read_facts(self._connection)["codebook_size"]
@@ -440,10 +440,10 @@ class ImageIndex:
         self._connection.close()
 
     def search(self, query: Features, by: Literal["embeds", "codes"], top_k: int) -> list[Hit]:
-        """The pictures nearest to a query by the cosine of embeddings or of code weights.
+        """The images nearest to a query by the cosine of embeddings or of code weights.
 
         Args:
-            query: of one picture or caption, from the model that made the index.
+            query: of one image or caption, from the model that made the index.
             by: what is compared.
             top_k: how many, at least 1; there are fewer hits if the index holds fewer, or, by codes, if fewer share a
                 code with the query.
@@ -464,16 +464,16 @@ class ImageIndex:
             scores = scores[rows]
         else:
             scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)))
-            is_found = rows[0] >= 0  # a graph may reach fewer pictures than there are
+            is_found = rows[0] >= 0  # a graph may reach fewer images than there are
             scores, rows = scores[0][is_found], rows[0][is_found]
         return [
-            Hit(float(score), self._files(int(picture_id)))
-            for score, picture_id in zip(scores, self._ids[rows], strict=True)
+            Hit(float(score), self._files(int(image_id)))
+            for score, image_id in zip(scores, self._ids[rows], strict=True)
         ]
 
-    def _files(self, picture_id: int) -> list[tuple[Path, str | None]]:
-        query = "SELECT path, caption FROM files WHERE picture_id = ? ORDER BY path"
-        return [(self._images / path, caption) for path, caption in self._connection.execute(query, (picture_id,))]
+    def _files(self, image_id: int) -> list[tuple[Path, str | None]]:
+        query = "SELECT path, caption FROM files WHERE image_id = ? ORDER BY path"
+        return [(self._images / path, caption) for path, caption in self._connection.execute(query, (image_id,))]
 
 
 def search_dense(index: faiss.Index, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -539,10 +539,10 @@ def _to_rows(digests: list[bytes], features: Features) -> list[tuple]:
     embeds = features.embeds.numpy()
     code_weights = np.zeros((len(embeds), 0)) if features.code_weights is None else features.code_weights.numpy()
     rows = []
-    for digest, picture_embeds, picture_weights in zip(digests, embeds, code_weights, strict=True):
-        codes = np.flatnonzero(picture_weights).astype(np.int32)
-        weights = picture_weights[codes].astype(np.float32)
-        blobs = (digest, picture_embeds.tobytes(), codes.tobytes(), weights.tobytes())
+    for digest, image_embeds, image_weights in zip(digests, embeds, code_weights, strict=True):
+        codes = np.flatnonzero(image_weights).astype(np.int32)
+        weights = image_weights[codes].astype(np.float32)
+        blobs = (digest, image_embeds.tobytes(), codes.tobytes(), weights.tobytes())
         rows.append((*blobs, zlib.crc32(b"".join(blobs))))
     return rows
 

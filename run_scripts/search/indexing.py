@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Bring an index up to date with a folder of pictures."""
+"""Bring an index up to date with a folder of images."""
 
 import csv
 import hashlib
@@ -38,7 +38,7 @@ EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
 @dataclass
 class IndexArguments:
     model: str = field(metadata={"help": "Folder or Hub name of a model with its processor."})
-    images: str = field(metadata={"help": "Folder of pictures, searched with all its subfolders."})
+    images: str = field(metadata={"help": "Folder of images, searched with all its subfolders."})
     index: str = field(metadata={"help": "Folder of the index: a new one, or one made by this model before."})
     caption_column: str = field(
         default="caption", metadata={"help": "Column of captions in metadata.csv or metadata.jsonl, if there is one."}
@@ -47,14 +47,14 @@ class IndexArguments:
         default="flat",
         metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
     )
-    codes_per_picture: int | None = field(
-        default=None, metadata={"help": "Search by codes among so many of a picture's largest; all if not given."}
+    codes_per_image: int | None = field(
+        default=None, metadata={"help": "Search by codes among so many of an image's largest; all if not given."}
     )
     batch_size: int = field(default=64, metadata={"help": "Files that are read, embedded and committed together."})
     device: str = field(default="cpu", metadata={"help": "Where the model runs."})
 
     def __post_init__(self):
-        for name in ("batch_size", "codes_per_picture"):
+        for name in ("batch_size", "codes_per_image"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -67,29 +67,29 @@ class IndexReport:
     """What a run did.
 
     Attributes:
-        num_files, num_pictures: what the index holds now.
-        num_embedded: pictures embedded by this run.
-        num_removed: pictures that no file holds any more.
+        num_files, num_images: what the index holds now.
+        num_embedded: images embedded by this run.
+        num_removed: images that no file holds any more.
         unreadable: for each file that was left out, why.
     """
 
     num_files: int
-    num_pictures: int
+    num_images: int
     num_embedded: int
     num_removed: int
     unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file as it was read: the SHA-256 of its bytes, and model inputs unless the picture is known already."""
+class ImageFile:
+    """A file as it was read: the SHA-256 of its bytes, and model inputs unless the image is known already."""
 
     digest: bytes
     inputs: BatchFeature | None
 
 
 def find_files(folder: Path, caption_column: str) -> tuple[dict[str, FileState], dict[str, str]]:
-    """The picture files of a folder and its subfolders, hidden ones left out.
+    """The image files of a folder and its subfolders, hidden ones left out.
 
     Returns:
         Files by their path relative to the folder, and why others cannot be had.
@@ -159,30 +159,30 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def read_picture(path: Path, processor: ProcessorMixin, known: set[bytes]) -> Picture | str:
-    """Read a file and prepare its picture for the model, or say why it cannot be done."""
+def read_image(path: Path, processor: ProcessorMixin, known: set[bytes]) -> ImageFile | str:
+    """Read a file and prepare its image for the model, or say why it cannot be done."""
     try:
         data = read_file(path)
         digest = hashlib.sha256(data).digest()
         if digest in known:
-            return Picture(digest, None)
-        return Picture(digest, processor(images=[decode_picture(data)], return_tensors="pt"))
+            return ImageFile(digest, None)
+        return ImageFile(digest, processor(images=[decode_picture(data)], return_tensors="pt"))
     except (OSError, ValueError) as error:
         return str(error)
 
 
 def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: IndexArguments) -> IndexReport:
-    """Bring an index up to date with its folder of pictures; arguments as in `IndexArguments`.
+    """Bring an index up to date with its folder of images; arguments as in `IndexArguments`.
 
     Raises:
-        ValueError: there is no picture that can be read, or the index cannot be written (see `IndexWriter`).
+        ValueError: there is no image that can be read, or the index cannot be written (see `IndexWriter`).
     """
-    images = Path(arguments.images)
-    files, unreadable = find_files(images, arguments.caption_column)
+    folder = Path(arguments.images)
+    files, unreadable = find_files(folder, arguments.caption_column)
     if not files:
         raise ValueError(f"images={arguments.images!r} holds no file with an extension of {EXTENSIONS}")
     name = str(Path(arguments.model).resolve()) if Path(arguments.model).exists() else arguments.model
-    with IndexWriter(Path(arguments.index), images, name, hash_model(model, processor)) as writer:
+    with IndexWriter(Path(arguments.index), folder, name, hash_model(model, processor)) as writer:
         recorded = writer.file_states()
         is_same = {path for path, state in files.items() if _key(state) == _key(recorded.get(path))}
         captions = {path: files[path].caption for path in is_same if files[path].caption != recorded[path].caption}
@@ -194,15 +194,15 @@ def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: I
         with progress, ThreadPoolExecutor() as pool:
             for start in range(0, len(to_read), arguments.batch_size):
                 batch = to_read[start : start + arguments.batch_size]
-                pictures = pool.map(read_picture, [images / path for path in batch], repeat(processor), repeat(known))
+                images = pool.map(read_image, [folder / path for path in batch], repeat(processor), repeat(known))
                 new, new_files = {}, {}
-                for path, picture in zip(batch, pictures, strict=True):
-                    if isinstance(picture, str):
-                        unreadable[path] = picture
+                for path, image in zip(batch, images, strict=True):
+                    if isinstance(image, str):
+                        unreadable[path] = image
                         continue
-                    new_files[path] = (files[path], picture.digest)
-                    if picture.inputs is not None:
-                        new[picture.digest] = picture.inputs  # once, however many files of the batch hold it
+                    new_files[path] = (files[path], image.digest)
+                    if image.inputs is not None:
+                        new[image.digest] = image.inputs  # once, however many files of the batch hold it
                 features = embed_inputs(model, "image", _join(list(new.values()))) if new else None
                 writer.add(list(new), features, new_files)
                 known.update(new)
@@ -212,9 +212,9 @@ def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: I
             logger.warning("left out %s: %s", printable(path), printable(reason))
         kept = [path for path in files if path not in unreadable]
         if not kept:
-            raise ValueError(f"images={arguments.images!r}: none of {len(files)} files can be read as a picture")
+            raise ValueError(f"images={arguments.images!r}: none of {len(files)} files can be read as an image")
         num_removed = writer.keep_only(kept)
-        writer.write_search_files(arguments.dense_index, arguments.codes_per_picture)
+        writer.write_search_files(arguments.dense_index, arguments.codes_per_image)
         return IndexReport(len(kept), len(writer.digests()), num_embedded, num_removed, unreadable)
 
 
