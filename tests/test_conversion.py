@@ -764,3 +764,10 @@ def test_command_reports_in_one_line_and_fails(tmp_path, config):
     assert result.returncode == 1
     assert result.stderr.strip() == "error: absent.pth.tar: no such file"
     assert not (tmp_path / "out").exists()
+
+
+def test_help_comes_before_heavy_imports():
+    code = "import sys; from conversion import convert_fdt_to_hf, convert_hf_to_fdt, init_fdt_from_clip; "
+    code += "print({'torch', 'modeling_fdt', 'sklearn', 'datasets'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout.strip(), result.stderr) == ("set()", "")
