@@ -374,14 +374,16 @@ def test_full_size_checkpoint_in_6_gigabytes(tmp_path):
     raw["t_decay"]["sd_T_decay_w"] = 1
     command = [sys.executable, "-m", "conversion.convert_fdt_to_hf", "--checkpoint", str(tmp_path / "ckpt.pth.tar")]
     command += ["--config", str(write_config(tmp_path, raw)), "--output_dir", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    with open(tmp_path / "log.txt", "w") as log:
+        process = subprocess.Popen(command, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)  # of this process alone, not of every one before
+        process.returncode = os.waitstatus_to_exitcode(status)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert process.returncode == 0, lines
+    peak = usage.ru_maxrss * 1024
     assert peak < 6e9, f"{peak / 1e9:.2f} GB"
 
-    kept, dropped = (
-        int(line.split()[-2].replace(",", "")) for line in result.stderr.splitlines() if " tensors, " in line
-    )
+    kept, dropped = (int(line.split()[-2].replace(",", "")) for line in lines if " tensors, " in line)
     assert kept + dropped == total
     model, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
@@ -762,7 +764,9 @@ def test_command_reports_in_one_line_and_fails(tmp_path, config):
     command += ["--config", str(config), "--output_dir", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.strip() == "error: absent.pth.tar: no such file"
+    # Other packages may have printed before it, as bitsandbytes does on some machines.
+    assert result.stderr.splitlines()[-1] == "error: absent.pth.tar: no such file"
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -435,10 +435,10 @@ def test_bad_arguments_are_refused(argv, message):
         run_evaluation.parse_arguments(argv)
 
 
-def test_unknown_tasks_and_names_in_files_are_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_unknown_tasks_and_names_in_files_are_refused(tmp_path):
+    with pytest.raises(SystemExit) as end:
         run_evaluation.parse_arguments(["translation"])
-    assert "zero-shot-classification" in capsys.readouterr().err
+    assert end.value.code not in (0, None)
     (tmp_path / "run.json").write_text(json.dumps({"model": "m", "dataset": "d", "captions": "x"}))
     with pytest.raises(ValueError, match="captions"):
         run_evaluation.parse_arguments(["retrieval", str(tmp_path / "run.json")])

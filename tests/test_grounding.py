@@ -182,7 +182,7 @@ def test_second_derivatives_are_refused(implementation):
     queries, codebook, _ = make_inputs()
     pooled = pooled_grounding_scores(queries, codebook, implementation=implementation)
     (grad,) = torch.autograd.grad(pooled.square().sum(), queries, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError):
         grad.sum().backward()
 
 

@@ -8,6 +8,7 @@ The interpreter has to be chosen before triton is imported, so its tests run in 
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -41,12 +42,15 @@ def assert_close_to_the_largest(ours, theirs, tolerance):
 
 @compiled
 @pytest.mark.slow
-def test_the_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+def test_the_kernels_in_the_interpreter(tmp_path):
+    report = tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", __file__]
     result = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
     )
-    assert result.returncode == 0 and " passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    counts = ElementTree.parse(report).find("testsuite").attrib
+    assert int(counts["tests"]) > int(counts["skipped"])
 
 
 # In the interpreter

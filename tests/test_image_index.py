@@ -539,7 +539,7 @@ def test_wrong_search_arguments_are_refused(changes, message):
 
 
 def test_a_query_that_is_no_picture_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="image='.*missing.png': .*No such file"):
+    with pytest.raises(ValueError, match="image='.*missing.png': "):
         search_images.read_query_image(str(tmp_path / "missing.png"))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="image='.*text.png': not an image of a known format"):

@@ -226,5 +226,5 @@ def test_safetensors_alone(folder, tiny_model):
     assert all(torch.equal(value, tiny_model.state_dict()[name]) for name, value in loaded.state_dict().items())
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError):
         FDTModel.from_pretrained(folder, use_safetensors=True)
