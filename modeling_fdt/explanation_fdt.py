@@ -86,9 +86,7 @@ def explain_outputs(
         queries = model.text_grounding.query_projection(outputs.text_model_output.last_hidden_state)
         text_codes, text_weights = select_codes(outputs.text_code_weights, top_k, codes)
         token_scores = score_codes(queries, model.codebook, text_codes, attention_mask)
-        winning_tokens = find_winning_tokens(
-            token_scores, model.text_grounding.padded_length, model.config.token_pooling
-        )
+        winning_tokens = find_winning_tokens(token_scores, model._padded_length, model.config.token_pooling)
         fields.update(text_codes=text_codes, text_weights=text_weights)
         fields.update(token_scores=token_scores, winning_tokens=winning_tokens)
     if outputs.logits_per_image is not None:

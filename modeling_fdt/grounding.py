@@ -353,10 +353,9 @@ class FDTGrounding(nn.Module):
     Args:
         config (`FDTConfig`): the model's configuration.
         hidden_size (`int`): size of the tower's token features.
-        padded_length (`int`, *optional*): see [`pooled_grounding_scores`].
     """
 
-    def __init__(self, config: FDTConfig, hidden_size: int, padded_length: int | None = None):
+    def __init__(self, config: FDTConfig, hidden_size: int):
         super().__init__()
         self.query_projection = nn.Sequential(
             nn.LayerNorm(hidden_size),
@@ -366,16 +365,20 @@ class FDTGrounding(nn.Module):
             nn.Linear(config.codebook_dim, config.codebook_dim),
         )
         self.config = config
-        self.padded_length = padded_length
 
     def forward(
-        self, hidden_states: torch.Tensor, codebook: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        codebook: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padded_length: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): token features.
             codebook (`torch.Tensor` of shape `(codebook_size, codebook_dim)`): the codes.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): 1 for valid tokens.
+            padded_length (`int`, *optional*): see [`pooled_grounding_scores`].
 
         Returns:
             The embeddings, `(batch_size, codebook_dim)`, of L2 norm 1, and the code weights, `(batch_size,
@@ -387,7 +390,7 @@ class FDTGrounding(nn.Module):
             codebook,
             attention_mask,
             token_pooling=self.config.token_pooling,
-            padded_length=self.padded_length,
+            padded_length=padded_length,
         )
         activation = GROUNDING_ACTIVATIONS[self.config.grounding_activation]
         code_weights = activation(pooled_scores / self.config.grounding_temperature)

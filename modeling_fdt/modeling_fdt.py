@@ -53,7 +53,8 @@ class FDTTextModelOutput(BaseModelOutputWithPooling):
             The text tower's token features, start, end and padding tokens included.
         pooler_output (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             `text_embeds`, under the name that transformers' generic code reads.
-        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): as the tower returns them.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*):
+            As the tower returns them, which reads a caption's tokens first and its padding last.
         text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             The weighted sum of codes, of L2 norm 1.
         text_code_weights (`torch.Tensor` of shape `(batch_size, codebook_size)`):
@@ -256,6 +257,30 @@ class _ImageGrounding:
         return hidden_states[:, max(hidden_states.shape[1] - num_patches, 0) :]
 
 
+def _put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """
+    What a text tower is given, with the tokens of every caption first, in their order: towers count positions from
+    the left, wherever a tokenizer puts the padding. And the place where each token has gone.
+    """
+    is_token = attention_mask != 0
+    after_tokens = is_token.sum(dim=1, keepdim=True) + (~is_token).cumsum(dim=1)
+    place = torch.where(is_token, is_token.cumsum(dim=1), after_tokens) - 1
+    positions = torch.arange(attention_mask.shape[1], device=place.device)
+    order = torch.zeros_like(place).scatter(1, place, positions.expand_as(place))
+    moved = {
+        name: _take_tokens(value, order)
+        if isinstance(value, torch.Tensor) and value.shape[:2] == attention_mask.shape
+        else value
+        for name, value in inputs.items()
+    }
+    return moved, place
+
+
+def _take_tokens(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Of every row the values at the places given for it."""
+    return values[torch.arange(values.shape[0], device=values.device)[:, None], places]
+
+
 class _TextGrounding:
     """The text half of an FDT model: the text tower and its grounding."""
 
@@ -266,11 +291,7 @@ class _TextGrounding:
 
     def _build_text_half(self, config: FDTConfig) -> None:
         self.text_tower = _build_tower(config.text_config)
-        # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
-        # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
-        # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
-        padded_length = get_context_length(config.text_config) if config.padding_score == "zero" else None
-        self.text_grounding = FDTGrounding(config, config.text_config.hidden_size, padded_length=padded_length)
+        self.text_grounding = FDTGrounding(config, config.text_config.hidden_size)
 
     @can_return_tuple
     def get_text_features(
@@ -283,7 +304,7 @@ class _TextGrounding:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Token ids, start and end tokens included.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Without it every position is a token.
+                1 for tokens, 0 for padding, on whichever side. Without it every position is a token.
             kwargs: for the text tower, e.g. `position_ids`, `token_type_ids`, `output_hidden_states`.
 
         Returns:
@@ -303,21 +324,33 @@ class _TextGrounding:
                 f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, "
                 f"got {tuple(attention_mask.shape)}."
             )
-        tower_ids: torch.Tensor = input_ids
-        tower_mask = attention_mask
+        inputs, place = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}, None
+        if attention_mask is not None:
+            inputs, place = _put_padding_last(inputs, attention_mask)
+            attention_mask = inputs["attention_mask"]
         if self.config.text_config.model_type in _TYPES_TRAINED_WITH_PADDING:
-            tower_ids, tower_mask = self._pad_to_context(input_ids, attention_mask, context_length), None
-        tower_output = self.text_tower(input_ids=tower_ids, attention_mask=tower_mask, **kwargs)
+            padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask, context_length)
+            inputs = {**inputs, "input_ids": padded_ids, "attention_mask": None}
+        tower_output = self.text_tower(**inputs)
         token_features = tower_output.last_hidden_state[:, : input_ids.shape[1]]
-        text_embeds, text_code_weights = self.text_grounding(token_features, self.codebook, attention_mask)
+        text_embeds, text_code_weights = self.text_grounding(
+            token_features, self.codebook, attention_mask, padded_length=self._padded_length
+        )
         return FDTTextModelOutput(
-            last_hidden_state=token_features,
+            last_hidden_state=token_features if place is None else _take_tokens(token_features, place),
             pooler_output=text_embeds,
             hidden_states=tower_output.hidden_states,
             attentions=tower_output.attentions,
             text_embeds=text_embeds,
             text_code_weights=text_code_weights,
         )
+
+    @property
+    def _padded_length(self) -> int | None:
+        # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
+        # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
+        # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
+        return get_context_length(self.config.text_config) if self.config.padding_score == "zero" else None
 
     def _pad_to_context(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int
@@ -451,7 +484,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(image_batch_size, num_channels, height, width)`, *optional*):
                 Normalised pixels.
             attention_mask (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Without it every position is a token.
+                1 for tokens, 0 for padding, on whichever side. Without it every position is a token.
             position_ids, token_type_ids (`torch.LongTensor`, *optional*): for text towers that take them.
             return_loss (`bool`, defaults to `True`):
                 Whether to return the contrastive loss; image i and caption i are a pair. In evaluation, where there

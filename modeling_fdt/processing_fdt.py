@@ -10,7 +10,9 @@ from .explanation_fdt import FDTExplanation, resample_heat_maps
 
 
 class FDTProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
+    _defaults = {  # type: ignore[misc]
+        "text_kwargs": {"padding": True, "truncation": True, "return_attention_mask": True}
+    }
 
 
 class FDTProcessor(ProcessorMixin):
@@ -22,12 +24,17 @@ class FDTProcessor(ProcessorMixin):
 
     Args:
         image_processor (`FDTImageProcessor`): or any image processor of transformers.
-        tokenizer (`FDTTokenizer`): or any tokenizer of transformers.
+        tokenizer (`FDTTokenizer`):
+            Or any tokenizer of transformers. It is made to return an attention mask where it does not: without one
+            the padding would count as words.
     """
 
     valid_processor_kwargs = FDTProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        if tokenizer is not None and "attention_mask" not in tokenizer.model_input_names:
+            # Also for transformers' pipelines, which call the tokenizer by itself, and for what is saved.
+            tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
@@ -64,6 +71,11 @@ class FDTProcessor(ProcessorMixin):
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ValueError(f"FDTProcessor has no option {unknown}; its options are {sorted(known)}.")
+        for options in (kwargs, kwargs.get("text_kwargs", {}), kwargs.get("common_kwargs", {})):
+            if options.get("return_attention_mask") is False:
+                raise ValueError(
+                    "`return_attention_mask` must be True, got False: without it the model takes padding for words."
+                )
         return super().__call__(images=images, text=text, **kwargs)
 
     def get_crop_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -150,7 +162,8 @@ class FDTProcessor(ProcessorMixin):
             word, or None where no token won (see [`FDTExplanation`]).
 
         Raises:
-            ValueError: there is not one caption for each of the explanation.
+            ValueError: there is not one caption for each of the explanation, or a caption has another number of
+                tokens than the one explained.
         """
         captions = [text] if isinstance(text, str) else list(text)
         if outputs.token_scores is None or len(captions) != len(outputs.token_scores):
@@ -160,7 +173,14 @@ class FDTProcessor(ProcessorMixin):
         for row, caption in enumerate(captions):
             words, spans, word_of_token = self.split_words(caption)
             is_active = outputs.text_weights[row] > 0
-            scores = outputs.token_scores[row, is_active, : len(word_of_token)]
+            is_token = outputs.token_scores[row, 0] != -torch.inf  # padding may stand on either side
+            if is_token.sum() != len(word_of_token):
+                raise ValueError(
+                    f"`text` must be the captions that were explained: caption {row} has {len(word_of_token)} tokens, "
+                    f"that of the explanation has {is_token.sum()}."
+                )
+            scores = outputs.token_scores[row, is_active][:, is_token]
+            token_of_place = (is_token.cumsum(dim=0) - 1).tolist()
             index = torch.tensor(word_of_token, device=scores.device).expand_as(scores)
             word_scores = scores.new_full((len(scores), len(words)), -torch.inf)
             winners = outputs.winning_tokens[row, is_active].tolist()
@@ -171,7 +191,7 @@ class FDTProcessor(ProcessorMixin):
                     "codes": outputs.text_codes[row, is_active],
                     "weights": outputs.text_weights[row, is_active],
                     "scores": word_scores.scatter_reduce(1, index, scores, reduce="amax"),
-                    "winners": [None if winner < 0 else word_of_token[winner] for winner in winners],
+                    "winners": [None if winner < 0 else word_of_token[token_of_place[winner]] for winner in winners],
                 }
             )
         return results

@@ -1,5 +1,7 @@
 """Explanations: scores are slices of all scores, contributions sum to logits, maps lie where patches are."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -206,6 +208,28 @@ def test_words_of_a_caption(tiny_model, tiny_processor):
             assert winner == (scores.argmax().item() if scores.max() >= 0 else None)
     with pytest.raises(ValueError, match="one caption for each of 2 captions, got 1"):
         tiny_processor.post_process_text_explanation(explanation, captions[:1])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_words_of_padded_captions(side, tiny_model, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = side
+    processor = FDTProcessor(FDTImageProcessor(), tokenizer)
+    captions = ["a photograph", "two dogs on the grass, one of them brown"]
+    alone, together = (
+        tiny_model.explain(**processor(text=text, return_tensors="pt"), codes=range(64))
+        for text in (captions[:1], captions)
+    )
+    (expected,) = processor.post_process_text_explanation(alone, captions[:1])
+    result, _ = processor.post_process_text_explanation(together, captions)
+    assert result["words"] == expected["words"] and result["winners"] == expected["winners"]
+    torch.testing.assert_close(result["scores"], expected["scores"], atol=1e-5, rtol=0)
+
+
+def test_captions_that_are_not_those_of_the_explanation_are_refused(tiny_model, tiny_processor):
+    explanation = tiny_model.explain(**tiny_processor(text=["a cat", "a dog"], return_tensors="pt"))
+    with pytest.raises(ValueError, match="caption 1 has 5 tokens, .* has 4"):
+        tiny_processor.post_process_text_explanation(explanation, ["a cat", "a brown dog"])
 
 
 def test_a_long_caption_has_the_words_that_the_model_read(tiny_model, tiny_processor):

@@ -17,6 +17,7 @@ from transformers import (
     ConvNextConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    GPT2Config,
     ResNetConfig,
     RobertaConfig,
     SiglipConfig,
@@ -120,6 +121,32 @@ def test_caption_does_not_depend_on_padding(tokenizer, padding_score, pooling):
     torch.testing.assert_close(without_mask, alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("text", [*TEXT_TOWERS, "gpt2"])
+@pytest.mark.parametrize("place", ["left", "between"])
+def test_caption_does_not_depend_on_where_its_padding_stands(text, place, tokenizer):
+    gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=49409, n_positions=77)
+    model = FDTModel(build_tiny_config(text_config={**TEXT_TOWERS, "gpt2": gpt2}[text])).eval()
+    batch = tokenizer(["a cat", "a cat that is sitting on a mat"], padding=True, return_tensors="pt")
+    order = {"left": [4, 5, 6, 7, 8, 9, 0, 1, 2, 3], "between": [0, 4, 1, 5, 6, 2, 7, 8, 3, 9]}[place]
+    moved = {name: torch.stack([value[0, order], value[1]]) for name, value in batch.items()}
+    expected, result = (model.get_text_features(**each) for each in (batch, moved))
+    torch.testing.assert_close(result.text_embeds, expected.text_embeds, atol=1e-6, rtol=0)
+    # Features stand where their tokens do.
+    features = result.last_hidden_state[moved["attention_mask"].bool()]
+    expected_features = expected.last_hidden_state[batch["attention_mask"].bool()]
+    torch.testing.assert_close(features, expected_features, atol=1e-5, rtol=0)
+
+
+def test_what_is_given_for_each_token_follows_its_token(tokenizer):
+    config = build_tiny_config(text_config=BertConfig(**SMALL, vocab_size=49409))
+    model = FDTModel(config).eval()
+    batch = dict(tokenizer("a cat", return_tensors="pt"))
+    batch |= {"position_ids": torch.tensor([[3, 1, 4, 2]]), "token_type_ids": torch.tensor([[0, 1, 1, 0]])}
+    padded = {name: nn.functional.pad(value, (3, 0)) for name, value in batch.items()}
+    embeds, padded_embeds = (model.get_text_features(**each).text_embeds for each in (batch, padded))
+    torch.testing.assert_close(padded_embeds, embeds, atol=1e-6, rtol=0)
+
+
 def test_padding_scores_of_the_two_kinds_differ_for_short_captions_only(tokenizer):
     # With softmax a code whose score is negative at every token, and so floored at 0 in the first kind, has a weight.
     zero, ignore = (
@@ -134,6 +161,20 @@ def test_padding_scores_of_the_two_kinds_differ_for_short_captions_only(tokenize
     ]
     assert not torch.allclose(*weights[0])
     torch.testing.assert_close(*weights[1])
+
+
+def test_grounding_fields_take_effect_at_once(tiny_model, inputs):
+    for name, value in (
+        ("padding_score", "ignore"),
+        ("token_pooling", "mean"),
+        ("grounding_activation", "softmax"),
+        ("grounding_temperature", 2.0),
+    ):
+        setattr(tiny_model.config, name, value)
+        reloaded = FDTModel(copy.deepcopy(tiny_model.config)).eval()
+        reloaded.load_state_dict(tiny_model.state_dict())
+        for output in ("text_embeds", "image_embeds"):
+            torch.testing.assert_close(tiny_model(**inputs)[output], reloaded(**inputs)[output], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """FDTImageProcessor and FDTProcessor: exact geometry, every kind of picture, bad input, round trips."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,21 @@ def test_processor_output(tiny_processor, images, captions):
 def test_bad_input_is_refused(tiny_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_processor(**arguments)
+
+
+def test_the_mask_is_always_asked_for(tokenizer, tmp_path):
+    without_mask = copy.deepcopy(tokenizer)
+    without_mask.model_input_names = ["input_ids"]
+    processor = FDTProcessor(FDTImageProcessor(), without_mask)
+    assert "attention_mask" in processor(text=["a", "a b"])
+    processor.save_pretrained(tmp_path)
+    # transformers' pipelines call the tokenizer by itself.
+    for each in (processor, FDTProcessor.from_pretrained(tmp_path)):
+        assert each.tokenizer(["a", "a b"], padding=True)["attention_mask"] == [[1, 1, 1, 0], [1] * 4]
+    with pytest.raises(ValueError, match="`return_attention_mask` must be True, got False"):
+        processor(text=["a", "a b"], return_attention_mask=False)
+    with pytest.raises(ValueError, match="`return_attention_mask` must be True, got False"):
+        processor(text=["a", "a b"], text_kwargs={"return_attention_mask": False})
 
 
 def test_round_trip(tiny_processor, tmp_path, images, captions):
