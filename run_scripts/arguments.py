@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
@@ -72,7 +73,13 @@ def parse_file_or_flags(argument_classes: tuple[type, ...], argv: list[str]) -> 
         return parser.parse_args_into_dataclasses(argv)
     if len(argv) > 1:
         raise ValueError(f"give one JSON file or flags, not both, got {argv[0]} and {argv[1:]}")
-    return parser.parse_json_file(argv[0])
+    return parser.parse_json_file(find_config(argv[0]))
+
+
+def find_config(path: str) -> Path:
+    """The file of that name, or, away from the repository, the one of this package that the docs call by that name."""
+    is_own = Path(path).is_relative_to("run_scripts/configs") and not Path(path).exists()
+    return Path(__file__).parents[1] / path if is_own else Path(path)
 
 
 def parse_json(name: str, value: dict | str | None) -> dict | None:

@@ -1,5 +1,11 @@
-"""What is installed: the pins of constraints.txt."""
+"""What is installed: the pins of constraints.txt, and the wheel, which works where the repository is not."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -7,8 +13,11 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
+from . import golden
+
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("conversion", "modeling_fdt", "run_scripts")
 PYTHONS = ("3.10.13", "3.11.7", "3.12.1", "3.13.0")
 UNPINNED = {"torch", "triton"}  # the Makefile's
 
@@ -44,3 +53,66 @@ def test_every_dependency_has_one_pin_that_fits(file, extra, python):
     ]
     assert not wrong, f"{file} lacks {wrong}: run `make constraints`"
     assert not UNPINNED & set(versions)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder into which pip has installed the wheel."""
+    work = tmp_path_factory.mktemp("wheel")
+    source = work / "source"  # a build writes beside what it builds
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.cfg"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, source],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = work.glob("*.whl")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        work / "installed",
+        wheel,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return work / "installed"
+
+
+def list_files(folder: Path) -> set[str]:
+    paths = [path for package in PACKAGES for path in (folder / package).rglob("*")]
+    return {str(path.relative_to(folder)) for path in paths if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_the_wheel_holds_every_file_of_the_packages(installed):
+    assert list_files(ROOT) - list_files(installed) == {"run_scripts/benchmarks/RESULTS.md"}  # a document
+    assert list_files(installed) <= list_files(ROOT)
+    (metadata,) = installed.glob("fdt_transformers-*.dist-info")
+    assert {path.name for path in metadata.rglob("*LICENSE")} == {"LICENSE", "BPE_LICENSE"}
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_evaluates_draws_and_converts_outside_the_repository(installed, tmp_path):
+    checkpoint = golden.write_checkpoint("tiny_clip_fdt", tmp_path)
+    config = golden.config_path("tiny_clip_fdt", golden.FDT_CASES[0])
+    # Without `site` (-S) nothing that is installed as editable is found.
+    path = f"{installed}:{sysconfig.get_path('purelib')}"
+    subprocess.run(
+        [sys.executable, "-S", ROOT / "tests" / "wheel_process.py", checkpoint, config],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=600,
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(Path(file).is_relative_to(installed) for file in report["files"])
+    assert (report["model"], report["processor"]) == ("FDTModel", "FDTProcessor")
+    assert report["labels"] == ["a blue square", "a red circle"]
+    for name in ("r.html", "gallery/index.html", "converted/README.md"):
+        assert (tmp_path / name).exists()
