@@ -29,6 +29,7 @@ from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, set
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.configuration_fdt import get_context_length
+from run_scripts.arguments import find_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.source import check_columns
 from run_scripts.evaluation.codes import code_metrics, count_codes
@@ -200,7 +201,7 @@ class Study:
 
 def parse_arguments(path: str) -> tuple[StudyArguments, FDTTrainingArguments]:
     """Read a study's JSON file; an unknown name in it is an error."""
-    return HfArgumentParser((StudyArguments, FDTTrainingArguments)).parse_json_file(path)
+    return HfArgumentParser((StudyArguments, FDTTrainingArguments)).parse_json_file(find_config(path))
 
 
 def prepare_study(arguments: StudyArguments, training_arguments: FDTTrainingArguments) -> Study:
