@@ -15,9 +15,9 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -25,20 +25,16 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.evaluation import metrics
-from run_scripts.evaluation.embedding import embed_captions, embed_images
-from run_scripts.evaluation.results import Metric
-from run_scripts.evaluation.retrieval import RECALLS, retrieval_metrics, retrieval_ranks
-from run_scripts.evaluation.zero_shot import classification_metrics
+from run_scripts.evaluation.naming import NUM_CHOICES, all_concepts, evaluate_naming, pixel_controls
+from run_scripts.evaluation.results import format_table
+from run_scripts.evaluation.retrieval import RECALLS
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
 from run_scripts.run_pretraining import parse_arguments, train
 from run_scripts.run_visualization import VisualizationArguments
 from run_scripts.run_visualization import main as run_visualization
-from run_scripts.training.code_health import count_active
 
 
 CONFIGS = Path(__file__).with_name("configs")
-NUM_CHOICES = 10
 
 
 @dataclass
@@ -48,61 +44,35 @@ class DemoArguments:
 
 
 def evaluate(
-    model: FDTModel, processor: FDTProcessor, split: Dataset, concepts: dict[str, tuple[str, int]], seed: int
-) -> tuple[dict[str, dict[str, float | None]], list[str]]:
-    """Test a model on the drawings of one split.
-
-    Args:
-        model, processor: what to test.
-        split: drawings, each with its `concept` and `category`.
-        concepts: name and category of every concept there is: the candidates of zero-shot classification.
-        seed: draws the other names of the choice among ten.
-
-    Returns:
-        For every metric its `value` and the level of `chance`, and the predicted name of every drawing.
-    """
-    images = embed_images(model, processor, split["image"][:])
-    names = [name for name, _ in concepts.values()]
-    captions = embed_captions(model, processor, names)
-    scores = metrics.cosine_scores(images.embeds, captions.embeds)  # (num_images, num_concepts)
-    index = {concept: position for position, concept in enumerate(concepts)}
-    targets = torch.tensor([index[concept] for concept in split["concept"]])
-    is_relevant = torch.arange(len(concepts)) == targets[:, None]
-    name_categories = torch.tensor([category for _, category in concepts.values()])
-    categories = torch.tensor(split["category"][:])
-
-    zero_shot = classification_metrics(scores, targets)
-    results = {f"zero-shot top-{k} among {len(names)} names": zero_shot[f"top_{k}"] for k in (1, 5)}
-    results[f"zero-shot top-1 among {NUM_CHOICES} names"] = Metric(
-        metrics.accuracy_among(scores, is_relevant, NUM_CHOICES, seed), chance=1 / NUM_CHOICES
-    )
-    results["category accuracy (chance: the largest)"] = Metric(
-        metrics.class_accuracy(scores, name_categories, categories), chance=metrics.largest_class_share(categories)
-    )
-    shown, positions = targets.unique(return_inverse=True)  # retrieval is among the concepts of this split
-    pairs = torch.stack([torch.arange(len(split)), positions], dim=1)
-    retrieval = retrieval_metrics(*retrieval_ranks(images.embeds, captions.embeds[shown], pairs), pairs)
-    for direction, candidates in (
-        ("image to text", f"{len(shown)} captions"),
-        ("text to image", f"{len(split)} images"),
-    ):
-        for k in RECALLS:
-            results[f"R@{k} {direction}, {candidates}"] = retrieval[f"{direction.replace(' ', '_')}_r{k}"]
-    results["active codes per image"] = Metric(count_active(images.code_weights).item(), unit="number")
-    results["active codes per caption"] = Metric(count_active(captions.code_weights).item(), unit="number")
-    results = {name: {"value": metric.value, "chance": metric.chance} for name, metric in results.items()}
-    return results, [names[position] for position in scores.argmax(dim=1)]
+    model: FDTModel,
+    processor: FDTProcessor,
+    dataset: DatasetDict,
+    split: str,
+    concepts: dict[str, tuple[str, int]],
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Test a model on one split: every metric as JSON, and the predicted name of every drawing."""
+    test = dataset[split]
+    metrics, predictions = evaluate_naming(model, processor, test["image"], test["concept"][:], concepts, seed)
+    for name, control in pixel_controls(processor, dataset["train"], test).items():
+        metrics[name].control = control
+    return {name: asdict(metric) for name, metric in metrics.items()}, predictions
 
 
-def format_table(title: str, results: dict[str, dict[str, float | None]]) -> str:
-    """Results as a Markdown table: shares in per cent, counts as they are."""
-    lines = [f"| {title} | value | chance |", "|---|---|---|"]
-    for name, result in results.items():
-        if result["chance"] is None:
-            lines.append(f"| {name} | {result['value']:.1f} | |")
-        else:
-            lines.append(f"| {name} | {result['value']:.1%} | {result['chance']:.2%} |")
-    return "\n".join(lines)
+def table_rows(metrics: dict[str, dict[str, Any]], split: Dataset, num_names: int) -> dict[str, dict[str, Any]]:
+    """What the table shows of the metrics of `evaluate_naming`, by a heading that says among how many."""
+    headings = {
+        "top_1": f"zero-shot top-1 among {num_names} names",
+        "top_5": f"zero-shot top-5 among {num_names} names",
+        f"top_1_of_{NUM_CHOICES}": f"zero-shot top-1 among {NUM_CHOICES} names",
+        "category": "category accuracy (chance: the largest)",
+    }
+    candidates = {"image_to_text": f"{len(set(split['concept']))} captions", "text_to_image": f"{len(split)} images"}
+    for direction, number in candidates.items():
+        headings.update({f"{direction}_R@{k}": f"R@{k} {direction.replace('_', ' ')}, {number}" for k in RECALLS})
+    headings["active_per_image"] = "active codes per image"
+    headings["active_per_caption"] = "active codes per caption"
+    return {heading: metrics[name] for name, heading in headings.items()}
 
 
 def plot_loss_curve(log_history: list[dict], path: Path) -> None:
@@ -128,16 +98,6 @@ def plot_contact_sheet(split: Dataset, predictions: list[str], rows: list[int], 
         axes.set_title(title, fontsize=8, color="green" if is_right else "firebrick", wrap=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def all_concepts(dataset: DatasetDict) -> dict[str, tuple[str, int]]:
-    """Name and category of every concept in any split."""
-    columns = ("concept", "caption", "category")
-    return {
-        concept: (caption, category)
-        for split in dataset.values()
-        for concept, caption, category in zip(*(split[column] for column in columns), strict=True)
-    }
 
 
 def main(arguments: DemoArguments) -> None:
@@ -166,9 +126,9 @@ def main(arguments: DemoArguments) -> None:
     print(f"\nTrained {report['steps']} steps in {runtime:.0f} seconds on {report['num_threads']} threads.")
     predictions = {}
     for name in [name for name in dataset if name.startswith("test")]:
-        report["results"][name], predictions[name] = evaluate(model, processor, dataset[name], concepts, seed)
-        title = f"{len(dataset[name])} drawings never seen ({name})"
-        print("\n" + format_table(title, report["results"][name]))
+        report["results"][name], predictions[name] = evaluate(model, processor, dataset, name, concepts, seed)
+        rows = table_rows(report["results"][name], dataset[name], len(concepts))
+        print("\n" + format_table(f"{len(dataset[name])} drawings never seen ({name})", rows))
     (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
 
     test = dataset["test"]

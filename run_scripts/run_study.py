@@ -32,14 +32,10 @@ from modeling_fdt.configuration_fdt import get_context_length
 from run_scripts.arguments import find_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.source import check_columns
-from run_scripts.evaluation.codes import code_metrics, count_codes
-from run_scripts.evaluation.embedding import Features, embed_captions, embed_images
 from run_scripts.evaluation.inputs import describe_data
-from run_scripts.evaluation.metrics import chance_recall_of, class_accuracy, cosine_scores
+from run_scripts.evaluation.metrics import chance_recall_of
+from run_scripts.evaluation.naming import all_concepts, evaluate_naming
 from run_scripts.evaluation.results import PACKAGES, find_commit
-from run_scripts.evaluation.retrieval import retrieval_metrics, retrieval_ranks
-from run_scripts.evaluation.zero_shot import classification_metrics
-from run_scripts.run_demo import all_concepts
 from run_scripts.training.baselines import ControlConfig, ControlModel
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 
@@ -54,10 +50,10 @@ SPLITS = ("train", "validation", *TEST_SPLITS)
 SHARES = {
     "top-1": "top_1",
     "top-5": "top_5",
-    "image to text R@1": "image_to_text_r1",
-    "image to text R@5": "image_to_text_r5",
-    "text to image R@1": "text_to_image_r1",
-    "text to image R@5": "text_to_image_r5",
+    "image to text R@1": "image_to_text_R@1",
+    "image to text R@5": "image_to_text_R@5",
+    "text to image R@1": "text_to_image_R@1",
+    "text to image R@5": "text_to_image_R@5",
     "category": "category",
 }
 CODES = {
@@ -66,7 +62,7 @@ CODES = {
     "effective per image": "effective_per_image",
     "dead": "dead_codes",
 }
-PLOTTED = "image_to_text_r5"
+PLOTTED = "image_to_text_R@5"
 
 
 @dataclass
@@ -308,59 +304,16 @@ def train(study: Study, run: Run) -> tuple[PreTrainedModel, dict]:
     }
 
 
-def evaluate(
-    images: Features, captions: Features, targets: torch.Tensor, categories: torch.Tensor
-) -> dict[str, float | None]:
-    """Zero-shot classification, retrieval and use of codes.
-
-    Args:
-        images: of the drawings.
-        captions: of the names of all concepts.
-        targets: (num_images,) the concept of each drawing.
-        categories: (num_concepts,) the category of each concept.
-
-    Returns:
-        `top_k` accuracy among all names; `category`, how often the best name is of the drawing's category; recalls
-        both ways between the drawings and the names of their own concepts, and their `rsum`. Of codes: how many are
-        above 0, how many would be if all that are had equal weight (`effective`: the exponential of the entropy), and
-        the share that is above 0 for no drawing and no name (`dead`); None for a model without codes.
-    """
-    scores = cosine_scores(images.embeds, captions.embeds)  # (num_images, num_concepts)
-    shown, positions = targets.unique(return_inverse=True)  # retrieval is among the concepts of this split
-    pairs = torch.stack([torch.arange(len(targets)), positions], dim=1)
-    found = {
-        **classification_metrics(scores, targets),
-        **retrieval_metrics(*retrieval_ranks(images.embeds, captions.embeds[shown], pairs), pairs),
-    }
-    results = {name: metric.value for name, metric in found.items()}
-    results["category"] = class_accuracy(scores, categories, categories[targets])
-    if images.code_weights is None:
-        return {**results, **dict.fromkeys(CODES.values())}
-    pairs = torch.stack([torch.arange(len(targets)), targets], dim=1)
-    codes = code_metrics(count_codes([images]), count_codes([captions]), pairs, seed=0)
-    return {
-        **results,
-        **{name: codes[name].value for name in CODES.values() if name in codes},
-        "effective_per_image": count_effective(images.code_weights),
-    }
-
-
-def count_effective(code_weights: torch.Tensor) -> float:
-    """Mean over rows, each of sum 1, of exp(entropy): k for k codes of equal weight."""
-    return torch.special.entr(code_weights).sum(dim=-1).exp().mean().item()
-
-
 def evaluate_splits(study: Study, model: PreTrainedModel, splits: list[str]) -> dict[str, dict[str, float | None]]:
-    """`evaluate` on each of the splits."""
-    processor = study.collator.processor
-    captions = embed_captions(model, processor, [name for name, _ in study.concepts.values()])
-    categories = torch.tensor([category for _, category in study.concepts.values()])
-    index = {concept: position for position, concept in enumerate(study.concepts)}
+    """What `evaluate_naming` finds on each of the splits; metrics of codes are None for a model without codes."""
     results = {}
     for split in splits:
-        images = embed_images(model, processor, study.pictures[split])
-        targets = torch.tensor([index[concept] for concept in study.dataset[split]["concept"]])
-        results[split] = evaluate(images, captions, targets, categories)
+        shown, pictures = study.dataset[split]["concept"][:], study.pictures[split]
+        metrics, _ = evaluate_naming(model, study.collator.processor, pictures, shown, study.concepts, seed=0)
+        results[split] = {
+            **dict.fromkeys(CODES.values()),
+            **{name: metric.value for name, metric in metrics.items()},
+        }
     return results
 
 

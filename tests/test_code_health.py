@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from modeling_fdt import FDTModel
-from run_scripts.training.code_health import CodeUsage, collect_queries, reseed_codes, usage_entropy
+from run_scripts.evaluation.code_usage import usage_entropy
+from run_scripts.training.code_health import CodeUsage, collect_queries, reseed_codes
 from tests.conftest import build_tiny_config
 from tests.test_trainer import get_logged, make_pairs, make_trainer
 

@@ -9,6 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import Image
 
 from run_scripts import run_demo, run_zero_shot
+from run_scripts.evaluation.naming import all_concepts
+from run_scripts.evaluation.results import format_table
 
 
 COLORS = [*("red", "green", "blue", "black", "white", "yellow", "gray", "orange", "pink", "brown", "purple", "navy")]
@@ -29,18 +31,21 @@ def drawings() -> Dataset:
 
 
 def test_evaluation_of_an_untrained_model(tiny_model, tiny_processor, drawings):
-    concepts = run_demo.all_concepts(DatasetDict({"train": drawings, "test": drawings.select(range(5))}))
+    dataset = DatasetDict({"train": drawings.select(range(7)), "test": drawings})
+    concepts = all_concepts(dataset)
     assert concepts["GREEN"] == ("green", 1) and len(concepts) == len(COLORS)
-    results, predictions = run_demo.evaluate(tiny_model, tiny_processor, drawings, concepts, seed=0)
+    metrics, predictions = run_demo.evaluate(tiny_model, tiny_processor, dataset, "test", concepts, seed=0)
     assert len(predictions) == len(COLORS) and set(predictions) <= set(COLORS)
     right = sum(prediction == color for prediction, color in zip(predictions, COLORS, strict=True))
-    assert results["zero-shot top-1 among 12 names"]["value"] == pytest.approx(right / 12)
-    assert results["zero-shot top-1 among 12 names"]["chance"] == pytest.approx(1 / 12)
-    assert results["R@5 text to image, 12 images"]["chance"] == pytest.approx(5 / 12)
-    assert results["category accuracy (chance: the largest)"]["chance"] == 0.5
-    assert 1 <= results["active codes per image"]["value"] <= 64
-    table = run_demo.format_table("held out", results)
-    assert f"| zero-shot top-1 among 12 names | {right / 12:.1%} | 8.33% |" in table
+    assert metrics["top_1"]["value"] == pytest.approx(right / 12)
+    assert metrics["top_1"]["control"] == pytest.approx(7 / 12)  # what the training drawings show is found again
+    rows = run_demo.table_rows(metrics, drawings, len(concepts))
+    assert rows["zero-shot top-1 among 12 names"]["chance"] == pytest.approx(1 / 12)
+    assert rows["R@5 text to image, 12 images"]["chance"] == pytest.approx(5 / 12)
+    assert rows["category accuracy (chance: the largest)"]["chance"] == 0.5
+    assert 1 <= rows["active codes per image"]["value"] <= 64
+    table = format_table("held out", rows)
+    assert f"| zero-shot top-1 among 12 names | {right / 12:.1%} | 8.33% | 58.3% |" in table
 
 
 def test_figures_are_pictures(tmp_path, drawings):
@@ -71,8 +76,8 @@ def test_the_whole_demo_with_a_tiny_model(tmp_path, monkeypatch, capfd):
     output_dir = tmp_path / "outputs" / "emoji_two_styles_smoke"
     report = json.loads((output_dir / "results.json").read_text())
     results = report["results"]["test"]
-    assert results["active codes per image"]["value"] >= 1
-    assert all(0 <= result["value"] <= 1 for result in results.values() if result["chance"] is not None)
+    assert results["active_per_image"]["value"] >= 1
+    assert all(0 <= result["value"] <= 1 for result in results.values() if result["unit"] == "share")
     for name in ("loss_curve.png", "contact_sheet.png"):
         Image.open(output_dir / name).verify()
     assert "fire in both" in (output_dir / "gallery" / "index.html").read_text()

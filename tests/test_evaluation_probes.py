@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 
 from run_scripts.evaluation import codes, completeness, linear_probe, vqa
@@ -255,19 +256,22 @@ def counted(weights: torch.Tensor, batch_size: int) -> codes.CodeCounts:
 def test_codes_by_hand(batch_size):
     images, captions = counted(IMAGES, batch_size), counted(CAPTIONS, batch_size)
     pairs = torch.tensor([[0, 0], [1, 1], [1, 2]])
-    metrics = codes.code_metrics(images, captions, pairs, seed=0)
+    metrics = codes.code_metrics(images, captions, pairs, seed=0, codebook=torch.eye(5))
     values = {name: metric.value for name, metric in metrics.items()}
     shares = np.array([0.25, 0.375, 0.375])
     entropy = -(shares * np.log(shares)).sum() / np.log(5)
     expected = {
         "active_per_image": 2,
         "active_per_caption": 4 / 3,
+        "effective_per_image": (2 + 4 / 3**0.75) / 2,
+        "effective_per_caption": (2 + 1 + 1) / 3,
         "dead_codes": 1 / 5,
         "dead_for_images": 2 / 5,
         "dead_for_captions": 1 / 5,
         "shared_codes": 3 / 4,
         "usage_entropy_images": entropy,
         "pair_overlap": (1 / 3 + 0 + 1 / 2) / 3,
+        "similarity_from_shared_codes": 1,  # codes at right angles
     }
     # usage_entropy clamps shares at 1e-12.
     assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-9)
@@ -283,8 +287,18 @@ def test_jaccard_equals_that_of_sets():
     for row, other in zip(first, second, strict=True):
         a, b = set(row.nonzero().flatten().tolist()), set(other.nonzero().flatten().tolist())
         naive.append(len(a & b) / len(a | b) if a | b else 0)
-    bits = [np.packbits(sets.numpy(), axis=1) for sets in (first, second)]
-    assert codes.jaccard(*bits) == pytest.approx(naive, abs=1e-9)
+    weights = [csr_array(sets.float().numpy()) for sets in (first, second)]
+    assert codes.jaccard(*weights) == pytest.approx(naive, abs=1e-9)
+
+
+def test_shares_of_similarity_equal_those_of_explain(tiny_model, inputs):
+    explained = tiny_model.explain(**inputs)
+    features = tiny_model(**inputs)
+    weights = [csr_array(w.detach().numpy()) for w in (features.image_code_weights, features.text_code_weights)]
+    total, same = codes.similarities(*weights, tiny_model.codebook.detach().numpy())
+    scale = tiny_model.logit_scale.exp().item()
+    for ours, logits in ((total, explained.logits_per_image), (same, explained.same_code_logits)):
+        assert scale * ours == pytest.approx(logits.diagonal().tolist(), abs=1e-5)  # float32 there
 
 
 def test_random_partners_are_other_images_of_every_kind():

@@ -58,8 +58,8 @@ def test_recalls_equal_the_definition_of_clip_benchmark():
     for k in (1, 5, 10):
         image_to_text = clip_benchmark_recall(images @ captions.T, is_relevant, k)
         text_to_image = clip_benchmark_recall(captions @ images.T, is_relevant.T, k)
-        assert metrics[f"image_to_text_r{k}"] == pytest.approx(image_to_text, abs=1e-9)
-        assert metrics[f"text_to_image_r{k}"] == pytest.approx(text_to_image, abs=1e-9)
+        assert metrics[f"image_to_text_R@{k}"] == pytest.approx(image_to_text, abs=1e-9)
+        assert metrics[f"text_to_image_R@{k}"] == pytest.approx(text_to_image, abs=1e-9)
 
 
 def test_metrics_equal_those_of_open_clip():
@@ -71,7 +71,7 @@ def test_metrics_equal_those_of_open_clip():
     for direction in ("image_to_text", "text_to_image"):
         assert metrics[f"{direction}_median_rank"] == expected[f"{direction}_median_rank"]
         for k in (1, 5, 10):
-            assert metrics[f"{direction}_r{k}"] == pytest.approx(expected[f"{direction}_R@{k}"], abs=1e-9)
+            assert metrics[f"{direction}_R@{k}"] == pytest.approx(expected[f"{direction}_R@{k}"], abs=1e-9)
 
 
 def test_metrics_by_hand():
@@ -80,13 +80,13 @@ def test_metrics_by_hand():
     image_ranks, caption_ranks = torch.tensor([0, 1, -1]), torch.tensor([0, 2, 1])
     metrics = retrieval_metrics(image_ranks, caption_ranks, pairs)
     values = {name: metric.value for name, metric in metrics.items()}
-    assert values["image_to_text_r1"] == 1 / 2 and values["text_to_image_r1"] == 1 / 3
+    assert values["image_to_text_R@1"] == 1 / 2 and values["text_to_image_R@1"] == 1 / 3
     assert values["image_to_text_median_rank"] == 1.5 and values["text_to_image_median_rank"] == 2
-    assert values["image_to_text_r5"] == values["text_to_image_r10"] == 1
+    assert values["image_to_text_R@5"] == values["text_to_image_R@10"] == 1
     assert values["rsum"] == pytest.approx(50 + 100 / 3 + 400)
     assert values["rsum_rounded"] == pytest.approx(50 + 33.3 + 400)
-    assert metrics["image_to_text_r1"].chance == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert metrics["rsum"].chance == pytest.approx(sum(100 * metrics[f"{d}_r{k}"].chance for d, k in directions()))
+    assert metrics["image_to_text_R@1"].chance == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert metrics["rsum"].chance == pytest.approx(sum(100 * metrics[f"{d}_R@{k}"].chance for d, k in directions()))
 
 
 def directions() -> list[tuple[str, int]]:
@@ -98,8 +98,8 @@ def test_chance_is_that_of_the_whole_matrix():
     images, captions = random_embeds(12, seed=9), random_embeds(len(pairs), seed=10)
     metrics = retrieval_metrics(*retrieval_ranks(images, captions, pairs), pairs)
     is_relevant = relevance(pairs, 12, len(captions))
-    assert metrics["image_to_text_r5"].chance == pytest.approx(chance_recall_at(is_relevant, 5))
-    assert metrics["text_to_image_r5"].chance == pytest.approx(chance_recall_at(is_relevant.T, 5))
+    assert metrics["image_to_text_R@5"].chance == pytest.approx(chance_recall_at(is_relevant, 5))
+    assert metrics["text_to_image_R@5"].chance == pytest.approx(chance_recall_at(is_relevant.T, 5))
 
 
 def test_ties_do_not_depend_on_the_order():

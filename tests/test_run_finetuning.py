@@ -137,7 +137,7 @@ def test_contrastive_improves_on_held_out_pictures(folder, tmp_path, changes):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     before, after = results["before"], results["after"]
     assert after["eval_loss"] < before["eval_loss"]
-    for name in ("eval_image_to_text_recall_at_1", "eval_text_to_image_recall_at_1"):
+    for name in ("eval_image_to_text_R@1", "eval_text_to_image_R@1"):
         assert after[name] > before[name] + 0.25
 
 
@@ -266,9 +266,9 @@ def test_equal_captions_are_right_for_each_other():
     prediction = EvalPrediction(predictions=(image_embeds, text_embeds), label_ids=None)
     metrics = compute_retrieval(prediction, ["a cat", "a cat", "a dog"])
     # Picture 1 is nearer to "a cat" than to "a dog" (0.8 < 0.78), picture 2 finds its own; its caption does not.
-    assert metrics["image_to_text_recall_at_1"] == pytest.approx(1.0)
-    assert metrics["text_to_image_recall_at_1"] == pytest.approx(2 / 3)
-    assert metrics["text_to_image_recall_at_5"] == 1
+    assert metrics["image_to_text_R@1"] == pytest.approx(1.0)
+    assert metrics["text_to_image_R@1"] == pytest.approx(2 / 3)
+    assert metrics["text_to_image_R@5"] == 1
 
 
 def test_push_takes_processor_and_results_along(folder, tmp_path, monkeypatch):

@@ -134,9 +134,9 @@ def test_evaluation_is_of_every_row_without_augmentation(trained):
         @ embed_captions(model, processor, rows["captions"]).embeds.T
     )
     is_relevant = torch.tensor([[a == b for b in rows["captions"]] for a in rows["captions"]])
-    assert evaluation["eval_image_to_text_recall_at_1"] == pytest.approx(metrics.recall_at(scores, is_relevant, 1))
-    assert evaluation["eval_text_to_image_recall_at_1"] == pytest.approx(metrics.recall_at(scores.T, is_relevant, 1))
-    assert evaluation["eval_image_to_text_recall_at_1"] > 0.5
+    assert evaluation["eval_image_to_text_R@1"] == pytest.approx(metrics.recall_at(scores, is_relevant, 1))
+    assert evaluation["eval_text_to_image_R@1"] == pytest.approx(metrics.recall_at(scores.T, is_relevant, 1))
+    assert evaluation["eval_image_to_text_R@1"] > 0.5
 
 
 def test_two_runs_of_one_seed_are_equal_whoever_augments(tmp_path):
@@ -188,7 +188,7 @@ def test_clip_trains_by_the_same_script_and_is_loaded_by_the_auto_classes(tmp_pa
     run["model_config"] = {"model_type": "clip", "projection_dim": 16, "freeze_patch_embedding": True, **towers}
     run |= {"eval_split": "train", "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 7}
     trainer = run_pretraining.train(*parse(tmp_path, run))
-    assert 0 <= trainer.state.log_history[-2]["eval_image_to_text_recall_at_1"] <= 1
+    assert 0 <= trainer.state.log_history[-2]["eval_image_to_text_R@1"] <= 1
     assert [n for n, p in trainer.model.named_parameters() if not p.requires_grad] == [
         "vision_model.embeddings.patch_embedding.weight"
     ]

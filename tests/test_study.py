@@ -12,7 +12,7 @@ from torch import nn
 
 from modeling_fdt import FDTModel
 from run_scripts import run_study
-from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
 from run_scripts.training.baselines import POOLINGS, ControlConfig, ControlModel, pool_tokens
 from tests.conftest import build_tiny_config
 
@@ -335,31 +335,6 @@ def test_summary_by_hand():
     assert run_study.format_results(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
         "| A | 2.0 ± 0.0 |"
     ]
-
-
-def test_evaluation_by_hand():
-    """Three drawings of the concepts 0, 1 and 1 among four names; the last drawing is taken for concept 3."""
-    names, drawings = torch.eye(4), torch.eye(4)[[0, 1, 3]]
-    weights = torch.tensor([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25, 0.25, 0.5, 0]])
-    categories, targets = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1])
-    results = run_study.evaluate(
-        Features(drawings, weights), Features(names, torch.eye(4)[[0, 0, 0, 0]]), targets, categories
-    )
-    expected = {
-        "top_1": 2 / 3,
-        "category": 1.0,  # concept 3 is of the same category as concept 1
-        # Among the names of concepts 0 and 1 the last drawing is equally far from both: ties count against it.
-        "image_to_text_r1": 2 / 3,
-        "image_to_text_r5": 1.0,
-        "text_to_image_r1": 1.0,
-        "active_per_image": 2.0,
-        "active_per_caption": 1.0,
-        "effective_per_image": (2 + 1 + 2**1.5) / 3,  # entropies of log 2, 0 and 1.5 log 2
-        "dead_codes": 1 / 4,
-    }
-    assert {name: results[name] for name in expected} == pytest.approx(expected)
-    without = run_study.evaluate(Features(drawings, None), Features(names, None), targets, categories)
-    assert without["dead_codes"] is None and without["top_1"] == results["top_1"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(run_study.__file__).with_name("configs").glob("study_*.json")), ids=str)

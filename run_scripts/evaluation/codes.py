@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.code_usage import count_effective, usage_entropy
 from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_captions, read_pictures
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 from run_scripts.evaluation.retrieval import list_pairs
-from run_scripts.training.code_health import usage_entropy
 
 
 @dataclass
@@ -30,48 +31,68 @@ class CodeCounts:
     """How the items of one modality use the codes.
 
     Attributes:
+        weights: (num_items, codebook_size) code weights, of which only those above 0 are kept.
         mass: (codebook_size,) the weights of all items, each item's brought to sum 1, added up.
         firing: (codebook_size,) in how many items each code is above 0.
         active: (num_items,) how many codes are above 0 in each item.
-        supports: (num_items, codebook_size / 8) which codes are above 0, as bits.
+        effective: (num_items,) how many codes of equal weight would be as uncertain.
     """
 
+    weights: csr_array
     mass: torch.Tensor
     firing: torch.Tensor
     active: torch.Tensor
-    supports: np.ndarray
+    effective: torch.Tensor
 
 
 def count_codes(parts: Iterable[Features]) -> CodeCounts:
-    """Count code weights that come batch by batch; of each item only one bit a code is kept.
+    """Count code weights that come batch by batch; of each item only the weights above 0 are kept.
 
     Raises:
         ValueError: there are no items, or the model has no codes.
     """
-    mass, firing, active, supports = 0, 0, [], []
+    mass, firing, active, effective, kept = 0, 0, [], [], []
     for part in parts:
         if part.code_weights is None:
             raise ValueError("the task codes needs a model with codes, such as FDT")
         weights = part.code_weights.double()
-        is_active = weights > 0
         mass = mass + (weights / weights.sum(dim=1, keepdim=True)).sum(dim=0)
-        firing = firing + is_active.sum(dim=0)
-        active.append(is_active.sum(dim=1))
-        supports.append(np.packbits(is_active.numpy(), axis=1))
+        firing = firing + (weights > 0).sum(dim=0)
+        active.append((weights > 0).sum(dim=1))
+        effective.append(count_effective(weights))
+        kept.append(csr_array(part.code_weights.float().numpy()))
     if not active:
         raise ValueError("nothing to embed: there is no picture or caption")
-    return CodeCounts(mass, firing, torch.cat(active), np.concatenate(supports))
+    return CodeCounts(vstack(kept, format="csr"), mass, firing, torch.cat(active), torch.cat(effective))
 
 
-def jaccard(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Row by row, the share that two sets have in common of all that either has; 0 for two empty sets.
+def jaccard(first: csr_array, second: csr_array) -> np.ndarray:
+    """Row by row, the share that two sets of codes have in common of all that either has; 0 for two empty sets.
 
     Args:
-        first, second: (num_rows, num_bytes) sets as bits.
+        first, second: (num_rows, codebook_size) weights; the sets are those above 0.
     """
-    common = np.bitwise_count(first & second).sum(axis=1, dtype=np.int64)
-    either = np.bitwise_count(first | second).sum(axis=1, dtype=np.int64)
-    return common / np.maximum(either, 1)
+    first, second = (first > 0).astype(np.int64), (second > 0).astype(np.int64)
+    common = first.multiply(second).sum(axis=1)
+    return common / np.maximum(first.sum(axis=1) + second.sum(axis=1) - common, 1)
+
+
+def similarities(first: csr_array, second: csr_array, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row by row, cosine similarities of embeddings, and what comes of it from the same codes in both.
+
+    Args:
+        first, second: (num_rows, codebook_size) code weights.
+        codebook: (codebook_size, codebook_dim).
+
+    Returns:
+        `(u . v) / (|u| |v|)` and `sum_i w_i w'_i <c_i, c_i> / (|u| |v|)`, both (num_rows,), for `u = w @ codebook`
+        and `v = w' @ codebook`: the `same_code_logits` of `FDTModel.explain` without the logit scale.
+    """
+    codebook = codebook.astype(np.float64)
+    one, other = first @ codebook, second @ codebook
+    scale = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    same = first.astype(np.float64).multiply(second) @ np.square(codebook).sum(axis=1)
+    return (one * other).sum(axis=1) / scale, same / scale
 
 
 def random_partners(pairs: torch.Tensor, num_images: int, seed: int) -> torch.Tensor:
@@ -86,38 +107,50 @@ def random_partners(pairs: torch.Tensor, num_images: int, seed: int) -> torch.Te
     return (pairs[:, 0] + torch.from_numpy(steps)) % num_images
 
 
-def code_metrics(images: CodeCounts, captions: CodeCounts, pairs: torch.Tensor, seed: int) -> dict[str, Metric]:
+def code_metrics(
+    images: CodeCounts, captions: CodeCounts, pairs: torch.Tensor, seed: int, codebook: torch.Tensor
+) -> dict[str, Metric]:
     """Sparsity and sharing of codes.
 
     Args:
         images, captions: what each modality uses.
         pairs: (num_pairs, 2) positions of an image and its caption.
         seed: of the random pairs.
+        codebook: (codebook_size, codebook_dim).
 
     Returns:
         Metrics by name. Dead codes fire in no image and no caption of the data. Shared codes are those of the others
         that fire in both. Usage entropy is a share of the largest possible: 1 for codes that are all used alike, 0 for
-        a single code.
+        a single code. Chance of what is measured of pairs is what random pairs have; for
+        `similarity_from_shared_codes`, the share of all similarity that comes from the same code in both, it is None
+        where random pairs have no positive similarity on average.
     """
     by_image, by_caption = images.firing > 0, captions.firing > 0
     alive = by_image | by_caption
-    others = random_partners(pairs, len(images.active), seed)
     evenness = math.log(len(images.mass))  # the entropy of codes that are all used alike
-    caption_supports = captions.supports[pairs[:, 1]]
-    return {
+    caption_weights = captions.weights[pairs[:, 1].numpy()]
+    overlaps, shares = [], []
+    for partners in (pairs[:, 0], random_partners(pairs, len(images.active), seed)):
+        image_weights = images.weights[partners.numpy()]
+        overlaps.append(float(jaccard(image_weights, caption_weights).mean()))
+        total, same = similarities(image_weights, caption_weights, codebook.double().numpy())
+        shares.append(float(same.mean() / total.mean()) if total.mean() > 0 else None)
+    metrics = {
         "active_per_image": Metric(images.active.double().mean().item(), unit="number"),
         "active_per_caption": Metric(captions.active.double().mean().item(), unit="number"),
+        "effective_per_image": Metric(images.effective.mean().item(), unit="number"),
+        "effective_per_caption": Metric(captions.effective.mean().item(), unit="number"),
         "dead_codes": Metric((~alive).double().mean().item()),
         "dead_for_images": Metric((~by_image).double().mean().item()),
         "dead_for_captions": Metric((~by_caption).double().mean().item()),
         "shared_codes": Metric((by_image & by_caption).sum().item() / alive.sum().item()),
         "usage_entropy_images": Metric(usage_entropy(images.mass).item() / evenness),
         "usage_entropy_captions": Metric(usage_entropy(captions.mass).item() / evenness),
-        "pair_overlap": Metric(
-            float(jaccard(images.supports[pairs[:, 0]], caption_supports).mean()),
-            chance=float(jaccard(images.supports[others], caption_supports).mean()),
-        ),
+        "pair_overlap": Metric(overlaps[0], chance=overlaps[1]),
     }
+    if shares[0] is not None:
+        metrics["similarity_from_shared_codes"] = Metric(shares[0], chance=shares[1])
+    return metrics
 
 
 def evaluate_codes(model: PreTrainedModel, processor: ProcessorMixin, arguments: CodesArguments) -> Evaluation:
@@ -130,7 +163,7 @@ def evaluate_codes(model: PreTrainedModel, processor: ProcessorMixin, arguments:
     captions = count_codes(iterate_caption_features(model, processor, texts, arguments.batch_size))
     images = count_codes(iterate_image_features(model, processor, pictures, arguments.batch_size))
     return Evaluation(
-        metrics=code_metrics(images, captions, pairs, arguments.seed),
+        metrics=code_metrics(images, captions, pairs, arguments.seed, model.codebook.detach().float().cpu()),
         headline=arguments.metric,
         data=[describe_data(arguments.dataset, arguments.split, dataset, list(columns.values()))],
         counts={"images": len(images.active), "distinct_captions": len(texts), "codes": len(images.firing)},

@@ -56,7 +56,7 @@ def iterate_image_features(
     model: PreTrainedModel, processor: ProcessorMixin, images: Iterable, batch_size: int
 ) -> Iterator[Features]:
     """`embed_images`, one batch at a time."""
-    for batch in _batches(images, batch_size):
+    for batch in iterate_batches(images, batch_size):
         yield embed_inputs(model, "image", processor(images=batch, return_tensors="pt"))
 
 
@@ -64,7 +64,7 @@ def iterate_caption_features(
     model: PreTrainedModel, processor: ProcessorMixin, captions: Iterable[str], batch_size: int
 ) -> Iterator[Features]:
     """`embed_captions`, one batch at a time."""
-    for batch in _batches(captions, batch_size):
+    for batch in iterate_batches(captions, batch_size):
         yield embed_inputs(model, "text", processor(text=batch, return_tensors="pt", padding=True, truncation=True))
 
 
@@ -84,7 +84,8 @@ def join_features(parts: Iterable[Features]) -> Features:
     )
 
 
-def _batches(items: Iterable, batch_size: int) -> Iterator[list]:
+def iterate_batches(items: Iterable, batch_size: int) -> Iterator[list]:
+    """Lists of `batch_size` items, the last one of what is left."""
     items = iter(items)
     while batch := list(islice(items, batch_size)):
         yield batch

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from run_scripts.evaluation.results import format_value
+from run_scripts.evaluation.results import format_value, has_any
 
 
 # The drawing area of a line chart, in units that are about pixels on a phone.
@@ -29,7 +29,9 @@ def write_report(records: list[dict[str, Any]], path: Path) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(words=metric_words, title=task_title, line_chart=place_lines, bar_chart=place_bars)
+    environment.filters.update(
+        words=metric_words, title=task_title, line_chart=place_lines, bar_chart=place_bars, has_any=has_any
+    )
     environment.globals.update(format_value=format_value)
     page = environment.get_template("report.html.jinja").render(
         records=records, models=sorted({record["model"]["name"] for record in records})
@@ -39,8 +41,7 @@ def write_report(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def metric_words(name: str) -> str:
-    """A metric's name as people write it: image_to_text_r1 is "image to text R@1"."""
-    name = re.sub(r"_r(\d+)(?=_|$)", r"_R@\1", name)
+    """A metric's name as people write it: image_to_text_R@1 is "image to text R@1"."""
     name = re.sub(r"top_(\d+)", r"top-\1", name)
     name = re.sub(r"_(\d+)_shot", r", \1-shot", name)
     return name.replace("_", " ")

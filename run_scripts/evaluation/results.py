@@ -49,11 +49,20 @@ class EvaluationArguments:
 
 @dataclass
 class Metric:
-    """A number, what chance would reach (None where that means nothing), and whether it is a share of 1."""
+    """A number and what it is to be compared with.
+
+    Attributes:
+        value: what the model reaches.
+        chance: what chance would reach; None where that means nothing.
+        unit: whether it is a share of 1.
+        control: what a trivial method reaches on the same data, or the same model where the thing that is tested is
+            taken away; docs/evaluation.md says for each task which. None where there is none.
+    """
 
     value: float
     chance: float | None = None
     unit: Literal["share", "number"] = "share"
+    control: float | None = None
 
 
 @dataclass
@@ -164,15 +173,35 @@ def format_value(value: float, unit: str, num_digits: int = 1) -> str:
     return f"{value:.{num_digits}%}" if unit == "share" else f"{value:.{num_digits}f}"
 
 
+def format_table(title: str, metrics: dict[str, dict[str, Any]], headline: str | None = None) -> str:
+    """Metrics as a Markdown table, the headline in bold; without a column for controls where there are none.
+
+    Args:
+        title: of the first column.
+        metrics: by name, each with the fields of `Metric`.
+        headline: name of one of them.
+    """
+    comparisons = [name for name in ("chance", "control") if name == "chance" or has_any(metrics, name)]
+    lines = [f"| {title} | value | {' | '.join(comparisons)} |", "|---|---:" + "|---:" * len(comparisons) + "|"]
+    for name, metric in metrics.items():
+        value = format_value(metric["value"], metric["unit"])
+        cells = [
+            "" if metric.get(field) is None else format_value(metric[field], metric["unit"], digits)
+            for field, digits in zip(comparisons, (2, 1), strict=False)
+        ]
+        if name == headline:
+            name, value = f"**{name}**", f"**{value}**"
+        lines.append(f"| {name} | {value} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def has_any(metrics: dict[str, dict[str, Any]], name: str) -> bool:
+    """Whether any of the metrics has a field that is not None."""
+    return any(metric.get(name) is not None for metric in metrics.values())
+
+
 def format_markdown(record: dict[str, Any]) -> str:
     """The metrics of a run as a Markdown table, the headline in bold."""
     data = record["data"][0]
     title = f"{record['task']}: {data['source']}, {data['split']}, {data['rows']:,} rows"
-    lines = [f"| {title} | value | chance |", "|---|---:|---:|"]
-    for name, metric in record["metrics"].items():
-        value = format_value(metric["value"], metric["unit"])
-        chance = "" if metric["chance"] is None else format_value(metric["chance"], metric["unit"], 2)
-        if name == record["headline"]:
-            name, value = f"**{name}**", f"**{value}**"
-        lines.append(f"| {name} | {value} | {chance} |")
-    return "\n".join(lines)
+    return format_table(title, record["metrics"], record["headline"])

@@ -109,10 +109,10 @@ def retrieval_metrics(
         num_relevant = pairs[:, column].unique(return_counts=True)[1]
         for k in RECALLS:
             chance = chance_recall_of(num_relevant, len(candidates), k)
-            metrics[f"{direction}_r{k}"] = Metric(recall_of(ranks, k), chance)
+            metrics[f"{direction}_R@{k}"] = Metric(recall_of(ranks, k), chance)
         metrics[f"{direction}_median_rank"] = Metric(ranks.double().quantile(0.5).item() + 1, unit="number")
-    recalls = [100 * metrics[f"{direction}_r{k}"].value for direction in directions for k in RECALLS]
-    chances = [100 * metrics[f"{direction}_r{k}"].chance for direction in directions for k in RECALLS]
+    recalls = [100 * metrics[f"{direction}_R@{k}"].value for direction in directions for k in RECALLS]
+    chances = [100 * metrics[f"{direction}_R@{k}"].chance for direction in directions for k in RECALLS]
     metrics["rsum"] = Metric(sum(recalls), sum(chances), unit="number")
     metrics["rsum_rounded"] = Metric(sum(round(recall, 1) for recall in recalls), unit="number")
     return metrics
@@ -133,6 +133,35 @@ def list_pairs(captions: list[list[str]], merge_equal: bool) -> tuple[list[str],
     positions = {text: position for position, text in enumerate(positions)}
     pairs = {(image, positions[text]): None for image, texts in enumerate(captions) for text in texts}
     return list(positions), torch.tensor(list(pairs))
+
+
+def pair_retrieval(
+    image_embeds: torch.Tensor,
+    caption_embeds: torch.Tensor,
+    captions: list[str],
+    device: str | torch.device = "cpu",
+) -> dict[str, Metric]:
+    """`retrieval_metrics` of rows that are one image and one caption each; equal captions are right for each other's.
+
+    Args:
+        image_embeds, caption_embeds: (num_rows, dim), rows of length 1.
+        captions: of every row.
+        device: where they are compared.
+
+    Raises:
+        ValueError: there is not one caption for each row, or as `retrieval_ranks` does.
+    """
+    if not len(image_embeds) == len(caption_embeds) == len(captions):
+        raise ValueError(
+            f"expected a caption for each image, got {len(image_embeds)} images, {len(caption_embeds)} embeddings of "
+            f"captions and {len(captions)} captions"
+        )
+    rows_of: dict[str, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows_of.setdefault(caption, []).append(row)
+    groups = [torch.tensor(rows) for rows in rows_of.values()]
+    pairs = torch.cat([torch.cartesian_prod(rows, rows) for rows in groups])
+    return retrieval_metrics(*retrieval_ranks(image_embeds, caption_embeds, pairs, device=device), pairs)
 
 
 def evaluate_retrieval(model: PreTrainedModel, processor: ProcessorMixin, arguments: RetrievalArguments) -> Evaluation:

@@ -13,25 +13,6 @@ from modeling_fdt import FDTModel
 from run_scripts.training.cached_gradients import current_cuda_device, frozen_running_statistics
 
 
-def count_active(code_weights: torch.Tensor) -> torch.Tensor:
-    """Mean number of codes above 0 in a row of (batch_size, codebook_size) weights, a scalar on their device."""
-    return (code_weights > 0).sum(dim=-1).float().mean()
-
-
-def usage_entropy(mean_code_weights: torch.Tensor) -> torch.Tensor:
-    """Entropy of codes, in nats.
-
-    Args:
-        mean_code_weights: (codebook_size,), the mean over a batch, at least 0, not all 0; scaled to sum to 1.
-
-    Returns:
-        Scalar between 0 (one code has all weight) and log(codebook_size) (all have the same).
-    """
-    shares = mean_code_weights / mean_code_weights.sum()
-    # The gradient of p log p is infinite at 0, where a code has no weight that could receive it.
-    return torch.special.entr(shares.clamp(min=1e-12)).sum()
-
-
 class CodeUsage:
     """For every code the number of optimiser steps since any image or caption used it.
 

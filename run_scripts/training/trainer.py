@@ -28,10 +28,11 @@ from transformers.utils import ModelOutput
 from modeling_fdt.model_card import describe_training, write_model_card
 from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss, gather_global_batch
 from run_scripts.data.batches import DistinctBatchSampler
-from run_scripts.evaluation.metrics import cosine_scores, recall_at
+from run_scripts.evaluation.code_usage import count_active, usage_entropy
+from run_scripts.evaluation.retrieval import pair_retrieval
 from run_scripts.training.cached_gradients import cached_gradient_losses
 from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
-from run_scripts.training.code_health import CodeUsage, count_active, reseed_codes, usage_entropy
+from run_scripts.training.code_health import CodeUsage, reseed_codes
 
 
 logger = logging.getLogger(__name__)
@@ -377,17 +378,9 @@ class EvaluatesAsInUse:
 
 
 def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
-    """R@1, 5 and 10 among all pictures and captions of a split; equal captions are right for each other's picture."""
+    """The metrics of retrieval among all images and captions of a split, by the names that evaluation gives them."""
     image_embeds, text_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
-    numbers = {caption: number for number, caption in enumerate(captions)}
-    numbers = torch.tensor([numbers[caption] for caption in captions])
-    is_relevant = numbers[:, None] == numbers
-    scores = cosine_scores(image_embeds, text_embeds)
-    return {
-        f"{direction}_recall_at_{k}": recall_at(direction_scores, is_relevant, k)
-        for direction, direction_scores in (("image_to_text", scores), ("text_to_image", scores.T))
-        for k in (1, 5, 10)
-    }
+    return {name: metric.value for name, metric in pair_retrieval(image_embeds, text_embeds, captions).items()}
 
 
 def is_complete(checkpoint: str | Path) -> bool:
