@@ -77,15 +77,15 @@ def explain_outputs(
 ) -> FDTExplanation:
     """What [`FDTModel.explain`] returns, from the model and the [`FDTOutput`] for images, captions or both."""
     fields = {"logits_per_image": outputs.logits_per_image}
-    if outputs.image_embeds is not None:
-        queries, grid = get_patch_queries(model, outputs.vision_model_output.last_hidden_state, pixel_values)
+    image_queries, text_queries = model.get_token_queries(outputs, pixel_values)
+    if image_queries is not None:
+        grid = get_patch_grid(model, outputs.vision_model_output.last_hidden_state, pixel_values)
         image_codes, image_weights = select_codes(outputs.image_code_weights, top_k, codes)
-        patch_scores = score_codes(queries, model.codebook, image_codes).unflatten(-1, grid)
+        patch_scores = score_codes(image_queries, model.codebook, image_codes).unflatten(-1, grid)
         fields.update(image_codes=image_codes, image_weights=image_weights, patch_scores=patch_scores)
-    if outputs.text_embeds is not None:
-        queries = model.text_grounding.query_projection(outputs.text_model_output.last_hidden_state)
+    if text_queries is not None:
         text_codes, text_weights = select_codes(outputs.text_code_weights, top_k, codes)
-        token_scores = score_codes(queries, model.codebook, text_codes, attention_mask)
+        token_scores = score_codes(text_queries, model.codebook, text_codes, attention_mask)
         winning_tokens = find_winning_tokens(token_scores, model._padded_length, model.config.token_pooling)
         fields.update(text_codes=text_codes, text_weights=text_weights)
         fields.update(token_scores=token_scores, winning_tokens=winning_tokens)
@@ -96,11 +96,9 @@ def explain_outputs(
     return FDTExplanation(**fields)
 
 
-def get_patch_queries(
-    model: Any, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor
-) -> tuple[torch.Tensor, tuple[int, int]]:
+def get_patch_grid(model: Any, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor) -> tuple[int, ...]:
     r"""
-    What codes are compared with at every patch.
+    Rows and columns of the image tower's patches.
 
     Args:
         model (`FDTModel`): whose image tower it is.
@@ -108,15 +106,12 @@ def get_patch_queries(
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): what it was made from.
 
     Returns:
-        Queries of shape `(batch_size, num_patches, codebook_dim)`, row by row, and `(grid_height, grid_width)`.
+        `(grid_height, grid_width)`, whose product is the number of patches.
     """
-    patch_features = model._select_patches(last_hidden_state, pixel_values)
     if last_hidden_state.ndim == 4:
-        grid_height, grid_width = last_hidden_state.shape[2:]
-    else:
-        patch_size = model.config.vision_config.patch_size
-        grid_height, grid_width = find_patch_grid(patch_features.shape[1], pixel_values.shape[2:], patch_size)
-    return model.vision_grounding.query_projection(patch_features), (grid_height, grid_width)
+        return tuple(last_hidden_state.shape[2:])
+    num_patches = model._select_patches(last_hidden_state, pixel_values).shape[1]
+    return find_patch_grid(num_patches, pixel_values.shape[2:], model.config.vision_config.patch_size)
 
 
 def score_codes(

@@ -535,6 +535,30 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_model_output=None if input_ids is None else text_output,
         )
 
+    def get_token_queries(
+        self, outputs: FDTOutput, pixel_values: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        r"""
+        What the codes are compared with at every patch and at every token of a caption.
+
+        Args:
+            outputs ([`FDTOutput`]): what `forward` returned for images, captions or both.
+            pixel_values (`torch.Tensor` of shape `(image_batch_size, num_channels, height, width)`, *optional*):
+                The images, if `outputs` has any.
+
+        Returns:
+            Queries of shape `(image_batch_size, num_patches, codebook_dim)`, patches row by row, and of shape
+            `(text_batch_size, sequence_length, codebook_dim)`, padding included; None for a modality that `outputs`
+            lacks.
+        """
+        image_queries = text_queries = None
+        if outputs.vision_model_output is not None:
+            patch_features = self._select_patches(outputs.vision_model_output.last_hidden_state, pixel_values)
+            image_queries = self.vision_grounding.query_projection(patch_features)
+        if outputs.text_model_output is not None:
+            text_queries = self.text_grounding.query_projection(outputs.text_model_output.last_hidden_state)
+        return image_queries, text_queries
+
     @torch.no_grad()
     def explain(
         self,

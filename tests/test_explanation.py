@@ -29,6 +29,20 @@ def naive_scores(grounding: torch.nn.Module, features: torch.Tensor, codebook: t
 
 
 @pytest.mark.parametrize("tower", TOWERS)
+def test_token_queries_are_what_grounding_compares_codes_with(tower, inputs):
+    model = FDTModel(build_tiny_config(vision_config=TOWERS[tower])).eval()
+    compared = []
+    for grounding in (model.vision_grounding, model.text_grounding):
+        grounding.query_projection.register_forward_hook(lambda module, args, output: compared.append(output))
+    outputs = model(**inputs)
+    queries = model.get_token_queries(outputs, inputs["pixel_values"])
+    for number in (0, 1):
+        torch.testing.assert_close(queries[number], compared[number], rtol=0, atol=0)
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    assert [one is None for one in model.get_token_queries(model(**text))] == [True, False]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
 def test_patch_scores_are_a_slice_of_all_scores(tower, inputs):
     model = FDTModel(build_tiny_config(vision_config=TOWERS[tower])).eval()
     pixels = inputs["pixel_values"]

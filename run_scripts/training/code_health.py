@@ -73,22 +73,12 @@ def reseed_codes(
             moment[codes] = 0
 
 
+@torch.no_grad()
 def collect_queries(model: FDTModel, inputs: dict) -> torch.Tensor:
     """What patches and valid words of a batch are compared to the codes with, (num_tokens, codebook_dim)."""
-    queries = {}
-    groundings = {"image": model.vision_grounding, "text": model.text_grounding}
-    hooks = [
-        grounding.query_projection.register_forward_hook(
-            lambda module, args, output, name=name: queries.update({name: output})
-        )
-        for name, grounding in groundings.items()
-    ]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(current_cuda_device()), frozen_running_statistics(model):
-            model(**{**inputs, "return_loss": False})
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.random.fork_rng(current_cuda_device()), frozen_running_statistics(model):
+        outputs = model(**{**inputs, "return_loss": False})
+    patches, words = model.get_token_queries(outputs, inputs["pixel_values"])
     attention_mask = inputs.get("attention_mask")
-    words = queries["text"].flatten(0, 1) if attention_mask is None else queries["text"][attention_mask.bool()]
-    return torch.cat([queries["image"].flatten(0, 1), words]).float()
+    words = words.flatten(0, 1) if attention_mask is None else words[attention_mask.bool()]
+    return torch.cat([patches.flatten(0, 1), words]).float()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_fdt import FDTExplanation, FDTModel, FDTOutput, FDTProcessor
-from modeling_fdt.explanation_fdt import explain_outputs, get_patch_queries, score_codes
+from modeling_fdt.explanation_fdt import explain_outputs, get_patch_grid, score_codes
 from run_scripts.visualization.coherence import Label
 
 
@@ -144,7 +144,8 @@ class BatchRecords:
         self.inputs, self.outputs = inputs, outputs
         self.thumbnail_size, self.thumbnails = thumbnail_size, thumbnails
         hidden = outputs.vision_model_output.last_hidden_state
-        self.queries, self.grid = get_patch_queries(model, hidden, inputs["pixel_values"])
+        self.grid = get_patch_grid(model, hidden, inputs["pixel_values"])
+        self.queries, _ = model.get_token_queries(outputs, inputs["pixel_values"])
 
     def picture(self, row: int) -> Picture:
         """The record of the row's picture; writes its thumbnail."""
