@@ -9,6 +9,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from run_scripts import prepare_emoji_data as emoji_data
+from run_scripts.data import drawings
 
 
 def png(color: str, size: int = 72) -> bytes:
@@ -18,26 +19,26 @@ def png(color: str, size: int = 72) -> bytes:
 
 
 def test_concept_id_has_one_spelling():
-    assert emoji_data.concept_id("0023-fe0f-20e3") == "23-20E3"
-    assert emoji_data.concept_id("1F468-200D-1F33E") == "1F468-200D-1F33E"
+    assert drawings.concept_id("0023-fe0f-20e3") == "23-20E3"
+    assert drawings.concept_id("1F468-200D-1F33E") == "1F468-200D-1F33E"
 
 
 def test_words():
-    assert emoji_data.words(":man_farmer:") == "man farmer"
-    assert emoji_data.words("left-facing_fist") == "left facing fist"
+    assert drawings.words(":man_farmer:") == "man farmer"
+    assert drawings.words("left-facing_fist") == "left facing fist"
 
 
 @pytest.mark.parametrize("size", [72, 160])
 def test_pictures_become_rgb_on_white(size):
-    image = emoji_data.render(png("#ff000080", size))
+    image = emoji_data.render_on_white(png("#ff000080", size))
     assert image.mode == "RGB" and image.size == (72, 72)
     assert image.getpixel((36, 36)) == (255, 127, 127)
-    assert emoji_data.render(png("#00000000", size)).getpixel((0, 0)) == (255, 255, 255)
+    assert emoji_data.render_on_white(png("#00000000", size)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_svg_is_drawn_without_its_margins_and_centred():
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><rect width="1" height="2" fill="#00f"/></svg>'
-    image = emoji_data.render(svg)
+    image = emoji_data.render_on_white(svg)
     assert image.size == (72, 72)
     assert [image.getpixel((x, 36)) for x in (10, 25, 46, 60)] == [(255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]
 
@@ -99,17 +100,17 @@ def test_families_differ_by_gender_or_direction_only():
 
 def test_all_styles_split_keeps_styles_and_held_out_concepts_apart():
     numbers = range(100)
-    concepts = [f"{number:X}" for number in numbers for _ in emoji_data.ALL_STYLES]
-    styles = list(emoji_data.ALL_STYLES) * len(numbers)
+    concepts = [f"{number:X}" for number in numbers for _ in drawings.ALL_STYLES]
+    styles = list(drawings.ALL_STYLES) * len(numbers)
     split = emoji_data.split_all_styles(concepts, styles, [f"name {concept}" for concept in concepts], seed=0)
     seen = {name: {concepts[row] for row in rows} for name, rows in split.items()}
     used = {name: {styles[row] for row in rows} for name, rows in split.items()}
     assert len(seen["test_held_out"]) == 15 and len(seen["train"]) == 85
     assert not seen["test_held_out"] & (seen["train"] | seen["validation"] | seen["test"])
     assert seen["test"] == seen["validation"] == seen["train"]
-    assert used["test"] == used["test_held_out"] == emoji_data.TEST_STYLES
-    assert used["validation"] == emoji_data.VALIDATION_STYLES
-    assert not used["train"] & (emoji_data.TEST_STYLES | emoji_data.VALIDATION_STYLES)
+    assert used["test"] == used["test_held_out"] == drawings.TEST_STYLES
+    assert used["validation"] == drawings.VALIDATION_STYLES
+    assert not used["train"] & (drawings.TEST_STYLES | drawings.VALIDATION_STYLES)
 
 
 def test_icons_are_matched_by_name_only_when_it_is_certain():
@@ -122,16 +123,16 @@ def test_icons_are_matched_by_name_only_when_it_is_certain():
         "aliases": {"apple": {"parent": "red-apple"}, "tart": {"parent": "green-apple", "hFlip": True}},
     }
     characters = {"known": {"1f34e": "red-apple", "1f34f": "green-apple"}}
-    index = emoji_data.index_names(entries, {"1F34F": "GREEN APPLE FRUIT"}, {"known": known}, characters)
+    index = drawings.index_names(entries, {"1F34F": "GREEN APPLE FRUIT"}, {"known": known}, characters)
     assert index["apple"] == {"1F34E"} and index["greenapplefruit"] == {"1F34F"} and "tart" not in index
 
     icon = {"body": "<g/>"}
     nameless = {"icons": {"Apple": icon, "greenapplefruit": icon, "pear": icon}, "width": 8, "height": 8}
-    matched = emoji_data.match_icons(nameless, {}, index, entries)
+    matched = drawings.match_icons(nameless, {}, index, entries)
     assert set(matched) == {"1F34E", "1F34F"} and b'viewBox="0 0 8 8"' in matched["1F34E"]
 
     index["greenapplefruit"].add("1F34E")
-    assert set(emoji_data.match_icons(nameless, {}, index, entries)) == {"1F34E"}
+    assert set(drawings.match_icons(nameless, {}, index, entries)) == {"1F34E"}
 
 
 def test_missing_npm_and_existing_folder_are_refused(tmp_path, monkeypatch):

@@ -1,0 +1,413 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Build a world of scenes: several drawings in each image, captions, and the truth about what is where.
+
+    python -m run_scripts.prepare_scenes --output_dir data/scenes
+    python -m run_scripts.prepare_scenes --output_dir data/scenes_all_styles --styles all
+
+Training scenes are made on the fly, without an end, from what this writes: `run_scripts.data.scenes.SceneDataset`.
+Written once are the splits to evaluate on (`load_from_disk(output_dir)`) and, in `false_captions`, pairs of a true and
+a false caption. README.md in `output_dir` tells what is in each of them.
+"""
+
+import io
+import logging
+import random
+import shutil
+from dataclasses import dataclass, field
+from itertools import combinations, count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image, ImageDraw, ImageFont
+from transformers import HfArgumentParser
+
+from run_scripts.data.drawings import (
+    ALL_STYLES,
+    TEST_STYLES,
+    TWO_STYLES,
+    VALIDATION_STYLES,
+    attribution,
+    load_drawings,
+    render,
+)
+from run_scripts.data.scene_grammar import KINDS, falsify, say
+from run_scripts.data.scene_vocabulary import COLORS, list_subjects
+from run_scripts.data.scenes import DRAWINGS_NAME, MIN_VISIBLE_SHARE, Scene, SceneComposer, SplitRule, World
+from run_scripts.data.sprites import Sprite, make_sprite
+
+
+logger = logging.getLogger(__name__)
+
+FALSE_CAPTIONS_NAME = "false_captions"
+NUM_CAPTIONS = 4
+SPRITE_SIZE = 96  # in pixels: enough for the biggest thing in an image of twice that side
+SHEET_ROWS, SHEET_COLUMNS = 4, 6
+
+SPLIT_RULES = {
+    # What is drawn unseen is for test alone: with two styles validation shows what training shows, in other scenes.
+    "validation": SplitRule("validation", "validation"),
+    "test": SplitRule("test", "test", unseen_pairing_share=0.3, is_drawn_unseen=True),
+    "test_combinations": SplitRule("train", "test"),
+    "test_pairings": SplitRule("train", "test", unseen_pairing_share=1.0),
+}
+SPLIT_TEXTS = {
+    "validation": "pairs of concepts never together in training; where there are nine styles, in a style of its own",
+    "test": "the same, in drawings never seen in training, three in ten with a colour or an action never seen with it",
+    "test_combinations": "the same, in drawings that training shows",
+    "test_pairings": "likewise, all with a colour or an action that training never shows with that concept",
+}
+
+IMAGE_FEATURES = Features(
+    {
+        "image": ImageFeature(),
+        "caption": Value("string"),
+        "captions": List(Value("string")),
+        "concepts": List(Value("string")),
+        "objects": List(
+            {
+                "concept": Value("string"),
+                "attributes": List(Value("string")),
+                "actions": List(Value("string")),
+                "box": List(Value("float32"), length=4),
+            }
+        ),
+        "masks": List(ImageFeature()),
+        "relations": List({"first": Value("string"), "relation": Value("string"), "second": Value("string")}),
+        "style": Value("string"),
+        "unseen": List(Value("string")),
+    }
+)
+FALSE_CAPTION_FEATURES = Features(
+    {
+        "image": ImageFeature(),
+        "caption": Value("string"),
+        "negative_caption": Value("string"),
+        "kind": Value("string"),
+        "style": Value("string"),
+    }
+)
+
+
+@dataclass
+class SceneArguments:
+    output_dir: str = field(metadata={"help": "Folder to write to; it must not exist yet."})
+    styles: Literal["two", "all"] = field(default="two", metadata={"help": "`two` needs pip only, `all` needs npm."})
+    image_size: int = field(default=96, metadata={"help": "Side of the images in pixels."})
+    num_scenes: int = field(default=1000, metadata={"help": "Scenes in each split to evaluate on."})
+    num_false_captions: int = field(default=400, metadata={"help": "False captions of each kind."})
+    seed: int = field(default=0, metadata={"help": "Draws what is held out, and the scenes of the splits."})
+
+    def __post_init__(self):
+        if not 48 <= self.image_size <= 2 * SPRITE_SIZE:
+            raise ValueError(f"image_size must be from 48 to {2 * SPRITE_SIZE}, got {self.image_size}")
+        for name in ("num_scenes", "num_false_captions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def make_sprites(records: list[dict], styles: dict[str, list[str]]) -> list[Sprite]:
+    """Every drawing that shows something of the vocabulary.
+
+    Args:
+        records: what `load_drawings` gives.
+        styles: the styles of each split; what training or test cannot show at all is left out.
+    """
+    subjects = list_subjects()
+    records = [record for record in records if record["concept"] in subjects]
+    drawn = {(record["style"], subjects[record["concept"]].concept) for record in records}
+
+    def is_drawn(concept: str, split: str) -> bool:
+        return any((style, concept) in drawn for style in styles[split])
+
+    return [
+        make_sprite(render(record["drawing"], SPRITE_SIZE), subject, record["style"])
+        for record in records
+        if is_drawn((subject := subjects[record["concept"]]).concept, "train") and is_drawn(subject.concept, "test")
+    ]
+
+
+def make_world(sprites: list[Sprite], styles: dict[str, list[str]], image_size: int, seed: int) -> World:
+    """Draw what is held out.
+
+    Of the pairs of concepts a tenth are for validation alone and a fifth for test alone. Half of the concepts that can
+    take any colour lose one of them in training, and half of what people do is done in training by men or by women
+    only. Where test has no styles of its own, training shows four tenths of all that is drawn in one style only.
+    """
+    generator = random.Random(seed)
+    named = [sprite for sprite in sprites if sprite.subject.concept]
+    concepts = list(dict.fromkeys(sprite.subject.concept for sprite in named))
+    pairs = [list(pair) for pair in combinations(concepts, 2)]
+    generator.shuffle(pairs)
+    num_validation, num_test = len(pairs) // 10, len(pairs) // 5
+
+    pairings = []
+    for concept in concepts:
+        drawings = [sprite for sprite in named if sprite.subject.concept == concept]
+        own = {sprite.color for sprite in drawings}
+        others = [color for color in COLORS if color not in own]
+        if any(sprite.is_recolorable for sprite in drawings) and others and generator.random() < 0.5:
+            pairings.append([concept, generator.choice(others)])
+    by_people = {}
+    for sprite in named:
+        if sprite.subject.category == "people":
+            by_people.setdefault(sprite.subject.action, set()).add(sprite.subject.concept)
+    shared = sorted(action for action, people in by_people.items() if len(people) > 1)
+    for action in generator.sample(shared, len(shared) // 2):
+        pairings.append([generator.choice(sorted(by_people[action])), action])
+
+    drawings = []
+    if set(styles["test"]) <= set(styles["train"]):
+        shown = list(dict.fromkeys((s.subject.concept, s.subject.action) for s in named))
+        held_out = generator.sample(shown, 2 * (len(shown) // 5))
+        drawings = [[styles["train"][i % len(styles["train"])], *subject] for i, subject in enumerate(held_out)]
+    return World(
+        seed=seed,
+        image_size=image_size,
+        styles=styles,
+        validation_pairs=pairs[:num_validation],
+        test_pairs=pairs[num_validation : num_validation + num_test],
+        unseen_pairings=pairings,
+        unseen_drawings=drawings,
+    )
+
+
+def split_styles(styles: Literal["two", "all"]) -> dict[str, list[str]]:
+    """The styles of each split. Of two styles, both train; what is unseen is some drawings of either."""
+    if styles == "two":
+        return {split: list(TWO_STYLES) for split in ("train", "validation", "test")}
+    return {
+        "train": [style for style in ALL_STYLES if style not in VALIDATION_STYLES | TEST_STYLES],
+        "validation": [style for style in ALL_STYLES if style in VALIDATION_STYLES],
+        "test": [style for style in ALL_STYLES if style in TEST_STYLES],
+    }
+
+
+def png(image: np.ndarray | Image.Image) -> dict[str, Any]:
+    """An image as `datasets` stores it."""
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def describe_scene(scene: Scene, generator: random.Random) -> dict[str, Any]:
+    """The row of a scene: `caption` is one that names all groups, the first of `captions`."""
+    full = scene.draw_statement(generator)
+    while len(full.groups) < len(scene.groups):
+        full = scene.draw_statement(generator)
+    captions = [say(full)]
+    for _ in range(4 * NUM_CAPTIONS):
+        captions.append(say(scene.draw_statement(generator)))
+    captions = list(dict.fromkeys(captions))[:NUM_CAPTIONS]
+    groups = [scene.groups[thing.group] for thing in scene.things]
+    names = [group.concept for group in scene.groups]
+    return {
+        "image": png(scene.pixels),
+        "caption": captions[0],
+        "captions": captions,
+        "concepts": names,
+        "objects": [
+            {
+                "concept": group.concept,
+                "attributes": [word for word in (group.size, group.color) if word is not None],
+                "actions": [] if group.action is None else [group.action],
+                "box": thing.box,
+            }
+            for group, thing in zip(groups, scene.things, strict=True)
+        ],
+        "masks": [png(scene.owners == number) for number in range(1, len(groups) + 1)],
+        "relations": [
+            {"first": names[first], "relation": relation, "second": "frame" if first == second else names[second]}
+            for first, relation, second in scene.relations
+        ],
+        "style": scene.style,
+        "unseen": scene.unseen,
+    }
+
+
+def list_actions(sprites: list[Sprite]) -> dict[str, list[str]]:
+    """Of every concept what its drawings do."""
+    actions: dict[str, list[str]] = {}
+    for sprite in sprites:
+        if sprite.subject.concept:
+            done = actions.setdefault(sprite.subject.concept, [])
+            if sprite.subject.action is not None and sprite.subject.action not in done:
+                done.append(sprite.subject.action)
+    return actions
+
+
+def make_false_captions(composer: SceneComposer, kind: str, num_rows: int, actions: dict[str, list[str]]) -> Dataset:
+    """Scenes with a true and a false caption that differ in one thing of that kind."""
+    rows = []
+    for index in count():
+        if len(rows) == num_rows:
+            break
+        scene, generator = composer.compose(index)
+        for _ in range(4):
+            statement = scene.draw_statement(generator)
+            negative = falsify(statement, kind, scene.groups, actions, generator)
+            if negative is not None:
+                captions = {"caption": say(statement), "negative_caption": say(negative)}
+                rows.append({"image": png(scene.pixels), **captions, "kind": kind, "style": scene.style})
+                break
+    return Dataset.from_list(rows, features=FALSE_CAPTION_FEATURES)
+
+
+def save_drawings(sprites: list[Sprite], folder: Path, license: str) -> None:
+    """Write the sprites as a data set."""
+    features = Features(
+        {
+            "image": ImageFeature(mode="RGBA"),
+            "style": Value("string"),
+            "concept": Value("string"),
+            "category": Value("string"),
+            "action": Value("string"),
+            "color": Value("string"),
+            "is_recolorable": Value("bool"),
+        }
+    )
+    rows = [
+        {
+            "image": png(sprite.pixels),
+            "style": sprite.style,
+            "concept": sprite.subject.concept,
+            "category": sprite.subject.category,
+            "action": sprite.subject.action,
+            "color": sprite.color,
+            "is_recolorable": sprite.is_recolorable,
+        }
+        for sprite in sprites
+    ]
+    dataset = Dataset.from_list(rows, features=features)
+    dataset.info.license = license
+    dataset.save_to_disk(str(folder / DRAWINGS_NAME))
+
+
+def draw_contact_sheet(dataset: Dataset, num_rows: int, num_columns: int) -> Image.Image:
+    """The first scenes of a split with their captions and boxes."""
+    scale, gap, line = 2, 12, 15
+    side = scale * dataset[0]["image"].width
+    font = ImageFont.load_default(size=12)
+    sheet = Image.new("RGB", (num_columns * (side + gap) + gap, num_rows * (side + 4 * line + gap) + gap), "white")
+    drawing = ImageDraw.Draw(sheet)
+    for number, row in enumerate(dataset.select(range(min(num_rows * num_columns, len(dataset))))):
+        left = gap + number % num_columns * (side + gap)
+        top = gap + number // num_columns * (side + 4 * line + gap)
+        sheet.paste(row["image"].resize((side, side), Image.Resampling.LANCZOS), (left, top))
+        for thing, color in zip(row["objects"], ("#d62728", "#1f77b4", "#2ca02c", "#9467bd"), strict=False):
+            box = [scale * value for value in thing["box"]]
+            drawing.rectangle((left + box[0], top + box[1], left + box[2] - 1, top + box[3] - 1), outline=color)
+        lines = [""]
+        for word in row["caption"].split():
+            longer = f"{lines[-1]} {word}".strip()
+            if font.getlength(longer) > side:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+        drawing.multiline_text((left, top + side + 2), "\n".join(lines[:4]), fill="black", font=font, spacing=2)
+    return sheet
+
+
+def data_card(
+    world: World, sprites: list[Sprite], splits: DatasetDict, false_captions: DatasetDict, license: str
+) -> str:
+    """What is in the folder, for its reader."""
+    concepts = sorted({sprite.subject.concept for sprite in sprites} - {""})
+    actions = sorted({sprite.subject.action for sprite in sprites} - {None})
+    styles = "; ".join(f"{split}: {', '.join(names)}" for split, names in world.styles.items())
+    rows = [f"| `{name}` | {len(rows)} | {SPLIT_TEXTS[name]} |" for name, rows in splits.items()]
+    false = ", ".join(f"`{kind}` ({len(rows)})" for kind, rows in false_captions.items())
+    return f"""# Scenes of drawings
+
+One to four drawings of emoji in each image of {world.image_size} x {world.image_size} pixels, up to two small ones that
+no caption names, English captions that are true of it, and the truth about what is where. Licences: {license}; whom
+to thank is in ATTRIBUTION.md. contact_sheet.png shows scenes of `test`.
+
+Of training there are no files: `run_scripts.data.scenes.SceneDataset` makes its scenes one by one from the seed and
+their numbers, as many as are asked for, with the drawings in `drawings` and what world.json holds out.
+
+| split | scenes | what it holds |
+|---|---|---|
+{chr(10).join(rows)}
+
+- Styles: {styles}.
+- Combinations: of all pairs of concepts, {len(world.validation_pairs)} are together in `validation` alone and
+  {len(world.test_pairs)} in the tests alone. Every scene of these splits has at least one such pair.
+- Pairings: {len(world.unseen_pairings)} of a concept with a colour, or of a person with what is done, are never in
+  training.
+- Drawings: {len(world.unseen_drawings)} are in `test` alone, though their style is in training.
+
+`false_captions` has a true and a false caption of the same image, one thing changed, in a split for each kind:
+{false}. Scenes are drawn like those of `test`. A number in a caption is exact: "two pears" is false of three.
+
+## Columns
+
+- `image`; `caption`, which names all that there is; `captions`: this one and others, some of which name a part.
+- `concepts`: what is named, once each. All things of a concept in an image are alike but for their places.
+- `objects`: one by one, with `concept`, `attributes` (colour; big or small), `actions` and `box` (left, top, right,
+  bottom in pixels, around the opaque pixels, hidden ones too). At least {MIN_VISIBLE_SHARE:.0%} of each is seen.
+- `masks`: where each of the objects is seen.
+- `relations`: how single things are to each other: left, right, above, below; inside (a frame).
+- `style`: whose drawings they are. `unseen`: what of it training never shows.
+
+A colour is an attribute where most of a drawing is of one hue and that is red, yellow, green, blue, purple or pink,
+on its own or because it was recoloured.
+
+## Vocabulary
+
+- Concepts ({len(concepts)}): {", ".join(concepts)}.
+- Attributes: {", ".join([*COLORS, "big", "small"])}.
+- Actions ({len(actions)}): {", ".join(actions)}.
+"""
+
+
+def prepare_scenes(arguments: SceneArguments) -> DatasetDict:
+    """Build the world and its splits, save them with their attribution, and return the splits."""
+    output_dir = Path(arguments.output_dir)
+    if output_dir.exists():
+        raise ValueError(f"output_dir={arguments.output_dir!r} exists already; give a new folder or remove it")
+    sources = TWO_STYLES if arguments.styles == "two" else ALL_STYLES
+    styles = split_styles(arguments.styles)
+    sprites = make_sprites(load_drawings(arguments.styles), styles)
+    world = make_world(sprites, styles, arguments.image_size, arguments.seed)
+    license = ", ".join(sorted({source.license for source in sources.values()}))
+
+    # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
+    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    splits = {}
+    for number, (name, rule) in enumerate(SPLIT_RULES.items(), start=1):
+        composer = SceneComposer(world, sprites, rule, _split_seed(arguments.seed, number))
+        rows = [describe_scene(*composer.compose(index)) for index in range(arguments.num_scenes)]
+        splits[name] = Dataset.from_list(rows, features=IMAGE_FEATURES)
+    actions = list_actions(sprites)
+    composer = SceneComposer(world, sprites, SPLIT_RULES["test"], _split_seed(arguments.seed, len(SPLIT_RULES) + 1))
+    false_captions = DatasetDict(
+        {kind: make_false_captions(composer, kind, arguments.num_false_captions, actions) for kind in KINDS}
+    )
+    dataset_dict = DatasetDict(splits)
+    for dataset in (*dataset_dict.values(), *false_captions.values()):
+        dataset.info.description = f"Scenes of drawings in {len(sources)} styles; see README.md and ATTRIBUTION.md."
+        dataset.info.license = license
+    dataset_dict.save_to_disk(str(unfinished))
+    false_captions.save_to_disk(str(unfinished / FALSE_CAPTIONS_NAME))
+    save_drawings(sprites, unfinished, license)
+    world.save(unfinished)
+    what = f"Drawings, at most {SPRITE_SIZE} pixels wide and high, and images composed of them, some recoloured"
+    (unfinished / "README.md").write_text(data_card(world, sprites, dataset_dict, false_captions, license))
+    (unfinished / "ATTRIBUTION.md").write_text(attribution(sources.items(), what))
+    draw_contact_sheet(dataset_dict["test"], SHEET_ROWS, SHEET_COLUMNS).save(unfinished / "contact_sheet.png")
+    unfinished.rename(output_dir)
+    return dataset_dict
+
+
+def _split_seed(seed: int, number: int) -> int:
+    # Scenes of training have the small seeds.
+    return 2**40 * number + seed
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    prepare_scenes(*HfArgumentParser(SceneArguments, allow_abbrev=False).parse_args_into_dataclasses())
