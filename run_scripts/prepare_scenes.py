@@ -41,6 +41,7 @@ from run_scripts.data.sprites import Sprite, make_sprite
 
 logger = logging.getLogger(__name__)
 
+CARD = Path(__file__).with_name("data") / "scene_card.md"
 FALSE_CAPTIONS_NAME = "false_captions"
 NUM_CAPTIONS = 4
 SPRITE_SIZE = 96  # in pixels: enough for the biggest thing in an image of twice that side
@@ -316,51 +317,23 @@ def data_card(
     """What is in the folder, for its reader."""
     concepts = sorted({sprite.subject.concept for sprite in sprites} - {""})
     actions = sorted({sprite.subject.action for sprite in sprites} - {None})
-    styles = "; ".join(f"{split}: {', '.join(names)}" for split, names in world.styles.items())
-    rows = [f"| `{name}` | {len(rows)} | {SPLIT_TEXTS[name]} |" for name, rows in splits.items()]
-    false = ", ".join(f"`{kind}` ({len(rows)})" for kind, rows in false_captions.items())
-    return f"""# Scenes of drawings
-
-One to four drawings of emoji in each image of {world.image_size} x {world.image_size} pixels, up to two small ones that
-no caption names, English captions that are true of it, and the truth about what is where. Licences: {license}; whom
-to thank is in ATTRIBUTION.md. contact_sheet.png shows scenes of `test`.
-
-Of training there are no files: `run_scripts.data.scenes.SceneDataset` makes its scenes one by one from the seed and
-their numbers, as many as are asked for, with the drawings in `drawings` and what world.json holds out.
-
-| split | scenes | what it holds |
-|---|---|---|
-{chr(10).join(rows)}
-
-- Styles: {styles}.
-- Combinations: of all pairs of concepts, {len(world.validation_pairs)} are together in `validation` alone and
-  {len(world.test_pairs)} in the tests alone. Every scene of these splits has at least one such pair.
-- Pairings: {len(world.unseen_pairings)} of a concept with a colour, or of a person with what is done, are never in
-  training.
-- Drawings: {len(world.unseen_drawings)} are in `test` alone, though their style is in training.
-
-`false_captions` has a true and a false caption of the same image, one thing changed, in a split for each kind:
-{false}. Scenes are drawn like those of `test`. A number in a caption is exact: "two pears" is false of three.
-
-## Columns
-
-- `image`; `caption`, which names all that there is; `captions`: this one and others, some of which name a part.
-- `concepts`: what is named, once each. All things of a concept in an image are alike but for their places.
-- `objects`: one by one, with `concept`, `attributes` (colour; big or small), `actions` and `box` (left, top, right,
-  bottom in pixels, around the opaque pixels, hidden ones too). At least {MIN_VISIBLE_SHARE:.0%} of each is seen.
-- `masks`: where each of the objects is seen.
-- `relations`: how single things are to each other: left, right, above, below; inside (a frame).
-- `style`: whose drawings they are. `unseen`: what of it training never shows.
-
-A colour is an attribute where most of a drawing is of one hue and that is red, yellow, green, blue, purple or pink,
-on its own or because it was recoloured.
-
-## Vocabulary
-
-- Concepts ({len(concepts)}): {", ".join(concepts)}.
-- Attributes: {", ".join([*COLORS, "big", "small"])}.
-- Actions ({len(actions)}): {", ".join(actions)}.
-"""
+    return CARD.read_text(encoding="utf-8").format(
+        image_size=world.image_size,
+        license=license,
+        splits="\n".join(f"| `{name}` | {len(rows)} | {SPLIT_TEXTS[name]} |" for name, rows in splits.items()),
+        styles="; ".join(f"{split}: {', '.join(names)}" for split, names in world.styles.items()),
+        num_validation_pairs=len(world.validation_pairs),
+        num_test_pairs=len(world.test_pairs),
+        num_pairings=len(world.unseen_pairings),
+        num_drawings=len(world.unseen_drawings),
+        false_captions=", ".join(f"`{kind}` ({len(rows)})" for kind, rows in false_captions.items()),
+        visible=f"{MIN_VISIBLE_SHARE:.0%}",
+        num_concepts=len(concepts),
+        concepts=", ".join(concepts),
+        attributes=", ".join([*COLORS, "big", "small"]),
+        num_actions=len(actions),
+        actions=", ".join(actions),
+    )
 
 
 def prepare_scenes(arguments: SceneArguments) -> DatasetDict:
