@@ -49,23 +49,6 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"one of {list(choices)}"
 
 
-def get_hidden_size(config: PreTrainedConfig) -> int:
-    """The size of a tower's token features; of a convolutional tower that of its last stage."""
-    return config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
-
-
-# Text towers that count positions from `pad_token_id + 1`: so many of `max_position_embeddings` are never used.
-_TYPES_WITH_POSITION_OFFSET = {
-    *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
-}
-
-
-def get_context_length(config: PreTrainedConfig) -> int:
-    """The longest input of a text tower, in tokens."""
-    offset = config.pad_token_id + 1 if config.model_type in _TYPES_WITH_POSITION_OFFSET else 0
-    return config.max_position_embeddings - offset
-
-
 def _refuse_unknown_names(names: Any, config_class: type[PreTrainedConfig], where: str) -> None:
     fields = {field.name for field in dataclasses.fields(config_class)}
     known = fields | set(config_class.attribute_map) | _TRANSFORMERS_NAMES

@@ -91,7 +91,7 @@ def explain_outputs(
         fields.update(token_scores=token_scores, winning_tokens=winning_tokens)
     if outputs.logits_per_image is not None:
         weights = (outputs.image_code_weights, outputs.text_code_weights)
-        scale = model.logit_scale.clamp(max=model.config.logit_scale_max).exp().item()
+        scale = model.capped_logit_scale.exp().item()
         fields.update(explain_logits(*weights, model.codebook, scale, image_codes, text_codes))
     return FDTExplanation(**fields)
 

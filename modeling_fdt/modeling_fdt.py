@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_fdt import FDTConfig, get_context_length, get_hidden_size
+from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
+from .towers_fdt import (
+    TYPES_TRAINED_WITH_PADDING,
+    UNUSED_PARTS,
+    build_tower,
+    get_context_length,
+    get_hidden_size,
+    load_tower,
+)
 
 
 @dataclass
@@ -97,24 +104,6 @@ class FDTOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-# Parts of towers that serve other heads (pooling) or other objectives (masking). Grounding pools by itself, so they
-# never receive a gradient, and a trainable parameter without one stops DistributedDataParallel.
-# Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that transformers
-# applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
-_UNUSED_PARTS = {
-    "clip_vision_model": "post_layernorm",
-    "convnext": "layernorm",
-    "convnextv2": "layernorm",
-    "siglip_text_model": "head",
-    "siglip_vision_model": "head",
-    "swinv2": "layernorm",
-}
-
-# Text towers that were trained without an attention mask on captions padded to the context: with a mask, or without
-# that padding, their token features are others than those they learnt.
-_TYPES_TRAINED_WITH_PADDING = {"siglip_text_model", "siglip2_text_model"}
-
-
 class FDTPreTrainedModel(PreTrainedModel):
     """What all FDT models share: their configuration class, what of transformers they support, initialisation."""
 
@@ -130,6 +119,10 @@ class FDTPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def __init__(self, config: FDTConfig):
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -153,7 +146,7 @@ class FDTPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             half, _, name_in_tower = name.partition(".")
             if half in ("vision_tower", "text_tower"):
-                unused_part = _UNUSED_PARTS.get(getattr(self, half).config.model_type)
+                unused_part = UNUSED_PARTS.get(getattr(self, half).config.model_type)
                 parts = name_in_tower.split(".")
                 if parts[0] in ("pooler", unused_part) or parts[-1] == "mask_token":
                     parameter.requires_grad_(False)
@@ -186,20 +179,6 @@ class FDTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.classifier.bias)
 
 
-def _get_tower_class(config: PreTrainedConfig) -> Any:
-    # Some halves of two-tower models (SigLIP's text model) are not registered with AutoModel.
-    by_name = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
-    tower_class = MODEL_MAPPING.get(type(config), by_name)
-    if tower_class is None:
-        raise ValueError(f"transformers has no model for the tower configuration {type(config).__name__}.")
-    return tower_class
-
-
-def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    # Not in the type that the tower's own checkpoint had, but in that of the whole model.
-    return _get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
-
-
 class _ImageGrounding:
     """The image half of an FDT model: the image tower and its grounding."""
 
@@ -209,7 +188,7 @@ class _ImageGrounding:
     vision_grounding: FDTGrounding
 
     def _build_image_half(self, config: FDTConfig) -> None:
-        self.vision_tower = _build_tower(config.vision_config)
+        self.vision_tower = build_tower(config.vision_config)
         self.vision_grounding = FDTGrounding(config, get_hidden_size(config.vision_config))
 
     @can_return_tuple
@@ -290,7 +269,7 @@ class _TextGrounding:
     text_grounding: FDTGrounding
 
     def _build_text_half(self, config: FDTConfig) -> None:
-        self.text_tower = _build_tower(config.text_config)
+        self.text_tower = build_tower(config.text_config)
         self.text_grounding = FDTGrounding(config, config.text_config.hidden_size)
 
     @can_return_tuple
@@ -328,7 +307,7 @@ class _TextGrounding:
         if attention_mask is not None:
             inputs, place = _put_padding_last(inputs, attention_mask)
             attention_mask = inputs["attention_mask"]
-        if self.config.text_config.model_type in _TYPES_TRAINED_WITH_PADDING:
+        if self.config.text_config.model_type in TYPES_TRAINED_WITH_PADDING:
             padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask, context_length)
             inputs = {**inputs, "input_ids": padded_ids, "attention_mask": None}
         tower_output = self.text_tower(**inputs)
@@ -370,7 +349,6 @@ class FDTVisionModel(_ImageGrounding, FDTPreTrainedModel):
 
     def __init__(self, config: FDTConfig):
         super().__init__(config)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self._build_image_half(config)
         self.post_init()
 
@@ -391,7 +369,6 @@ class FDTTextModel(_TextGrounding, FDTPreTrainedModel):
 
     def __init__(self, config: FDTConfig):
         super().__init__(config)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self._build_text_half(config)
         self.post_init()
 
@@ -425,7 +402,6 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
 
     def __init__(self, config: FDTConfig):
         super().__init__(config)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self._build_image_half(config)
         self._build_text_half(config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -451,12 +427,17 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
         Raises:
             ValueError: a tower's type is not one that FDT can take, or its checkpoint lacks weights.
         """
-        vision_tower = _load_tower(vision_model, "vision_config")
-        text_tower = _load_tower(text_model, "text_config")
+        vision_tower = load_tower(vision_model, "vision_config")
+        text_tower = load_tower(text_model, "text_config")
         model = cls(cls.config_class(vision_config=vision_tower.config, text_config=text_tower.config, **kwargs))
         model.vision_tower.load_state_dict(vision_tower.state_dict())
         model.text_tower.load_state_dict(text_tower.state_dict())
         return model.eval()
+
+    @property
+    def capped_logit_scale(self) -> torch.Tensor:
+        """Natural logarithm of the factor on cosine similarities: see [`cap_logit_scale`]."""
+        return cap_logit_scale(self.logit_scale, self.config.logit_scale_max)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_tower.get_input_embeddings()
@@ -517,9 +498,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
             if self.training and return_loss:
                 image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
-            logits_per_image = contrastive_logits(
-                image_embeds, text_embeds, self.logit_scale, self.config.logit_scale_max
-            )
+            logits_per_image = contrastive_logits(image_embeds, text_embeds, self.capped_logit_scale)
             if return_loss and len(image_embeds) == len(text_embeds):
                 loss = contrastive_loss(logits_per_image)
 
@@ -608,7 +587,6 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
 
     def __init__(self, config: FDTConfig):
         super().__init__(config)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self._build_image_half(config)
         self.num_labels = config.num_labels
         self.classifier = nn.Linear(config.codebook_dim, config.num_labels)
@@ -646,26 +624,37 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
         )
 
 
+def cap_logit_scale(logit_scale: torch.Tensor, logit_scale_max: float) -> torch.Tensor:
+    r"""
+    The logit scale that takes effect, `min(logit_scale, logit_scale_max)`.
+
+    Args:
+        logit_scale (`torch.Tensor`): natural logarithm of the factor on cosine similarities.
+        logit_scale_max (`float`): the largest that takes effect.
+
+    Returns:
+        `torch.Tensor` of the shape of `logit_scale`. The cap does not stop the gradient, so a parameter above it can
+        come down again.
+    """
+    return logit_scale - (logit_scale - logit_scale_max).clamp(min=0).detach()
+
+
 def contrastive_logits(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, logit_scale_max: float
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
     r"""
-    Cosine similarities times a factor, `exp(min(logit_scale, logit_scale_max))`.
+    Cosine similarities times the factor `exp(logit_scale)`.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(image_batch_size, dim)`): of L2 norm 1.
         text_embeds (`torch.Tensor` of shape `(text_batch_size, dim)`): of L2 norm 1.
-        logit_scale (`torch.Tensor` of shape `()`): natural logarithm of the factor.
-        logit_scale_max (`float`):
-            The largest `logit_scale` that takes effect. The cap does not stop the gradient, so a parameter above it
-            can come down again.
+        logit_scale (`torch.Tensor` of shape `()`): natural logarithm of the factor, capped: [`cap_logit_scale`].
 
     Returns:
         `torch.Tensor` of shape `(image_batch_size, text_batch_size)`: logits per image.
     """
     device = image_embeds.device
-    excess = (logit_scale - logit_scale_max).clamp(min=0).detach()
-    return (logit_scale - excess).exp().to(device) * image_embeds @ text_embeds.to(device).T
+    return logit_scale.exp().to(device) * image_embeds @ text_embeds.to(device).T
 
 
 def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
@@ -731,19 +720,6 @@ def gather_global_batch(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -
     if not is_distributed:
         return image_embeds, text_embeds
     return _GatherWithGradient.apply(image_embeds), _GatherWithGradient.apply(text_embeds)
-
-
-def _load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
-    if isinstance(model, PreTrainedModel):
-        return model
-    config = AutoConfig.from_pretrained(model)
-    config = getattr(config, half, config)
-    tower, report = _get_tower_class(config).from_pretrained(model, config=config, output_loading_info=True)
-    unused = ("pooler.", f"{_UNUSED_PARTS.get(config.model_type)}.")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
-    if missing:
-        raise ValueError(f"{model!r} lacks weights of its {half.removesuffix('_config')} tower: {missing[:5]}, ...")
-    return tower
 
 
 # What is saved brings this code along; a folder of one half alone is what AutoModel then loads.

@@ -20,7 +20,7 @@ from torch.export import Dim
 from transformers import HfArgumentParser, PreTrainedModel
 
 from modeling_fdt import FDTModel, FDTProcessor
-from modeling_fdt.configuration_fdt import get_context_length
+from modeling_fdt.towers_fdt import get_context_length
 
 
 logger = logging.getLogger(__name__)

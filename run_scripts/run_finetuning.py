@@ -288,8 +288,7 @@ def set_zero_shot_classifier(
     """Make a linear layer on image embeddings the zero-shot classifier of one caption for each class."""
     model = load_checkpoint(FDTModel, name_or_path).eval()
     embeds = embed_captions(model, processor, captions).embeds
-    scale = model.logit_scale.clamp(max=model.config.logit_scale_max).exp()
-    classifier.weight.copy_(scale * embeds)
+    classifier.weight.copy_(model.capped_logit_scale.exp() * embeds)
     classifier.bias.zero_()
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from modeling_fdt.configuration_fdt import get_context_length
+from modeling_fdt.towers_fdt import get_context_length
 from run_scripts.arguments import DataArguments, parse_file_or_flags, parse_json
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.pairs import (

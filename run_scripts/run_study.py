@@ -28,7 +28,7 @@ from PIL import Image
 from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from modeling_fdt.configuration_fdt import get_context_length
+from modeling_fdt.towers_fdt import get_context_length
 from run_scripts.arguments import find_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.source import check_columns

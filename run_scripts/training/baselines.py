@@ -11,8 +11,8 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from modeling_fdt import FDTConfig, FDTGrounding, FDTModel, FDTOutput, FDTTextModelOutput, FDTVisionModelOutput
-from modeling_fdt.configuration_fdt import get_hidden_size
 from modeling_fdt.modeling_fdt import contrastive_loss
+from modeling_fdt.towers_fdt import get_hidden_size
 
 
 class CLIPBaseline(CLIPModel):
@@ -132,6 +132,7 @@ class ControlModel(PreTrainedModel):
     # Loss, cap of the logit scale and choice of the patch tokens are not like FDT's but FDT's own.
     forward = FDTModel.forward
     _select_patches = FDTModel._select_patches
+    capped_logit_scale = FDTModel.capped_logit_scale
 
     def __init__(self, config: ControlConfig):
         super().__init__(config)

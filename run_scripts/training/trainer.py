@@ -26,7 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ModelOutput
 
 from modeling_fdt.model_card import describe_training, write_model_card
-from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss, gather_global_batch
+from modeling_fdt.modeling_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, gather_global_batch
 from run_scripts.data.batches import DistinctBatchSampler
 from run_scripts.evaluation.code_usage import count_active, usage_entropy
 from run_scripts.evaluation.retrieval import pair_retrieval
@@ -185,7 +185,8 @@ class FDTTrainer(Trainer):
     def _compare(self, image_embeds, text_embeds, logit_scales, *mean_code_weights) -> torch.Tensor:
         image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
         logit_scale_max = getattr(self._bare_model.config, "logit_scale_max", math.log(100))
-        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scales.mean(), logit_scale_max))
+        logit_scale = cap_logit_scale(logit_scales.mean(), logit_scale_max)
+        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scale))
         if mean_code_weights:
             entropies = [usage_entropy(means.mean(dim=0)) for means in gather_global_batch(*mean_code_weights)]
             loss = loss - self.args.usage_entropy_weight * sum(entropies) / 2
