@@ -33,6 +33,7 @@ from run_scripts.evaluation.results import (
     build_record,
     describe_device,
     format_markdown,
+    read_record,
     write_record,
 )
 from run_scripts.evaluation.retrieval import RetrievalArguments, evaluate_retrieval
@@ -129,8 +130,7 @@ def run(task: str, arguments: EvaluationArguments, command: str) -> dict[str, An
 def main(argv: list[str]) -> None:
     task, arguments = parse_arguments(argv)
     if task == "report":
-        records = [json.loads(Path(path).read_text(encoding="utf-8")) for path in arguments.results]
-        write_report(records, Path(arguments.output))
+        write_report([read_record(path) for path in arguments.results], Path(arguments.output))
     else:
         run(task, arguments, f"python -m run_scripts.run_evaluation {shlex.join(argv)}")
 

@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.evaluation.prompts import embed_classes
 
 
 @pytest.fixture
@@ -30,6 +31,17 @@ def test_embeddings_do_not_depend_on_the_batch_size(folder, inputs, images, capt
 def test_a_long_caption_is_truncated(folder):
     model, processor = load_model(folder)
     assert embed_captions(model, processor, ["word " * 200]).embeds.shape == (1, 32)
+
+
+def test_equal_captions_are_embedded_once(tiny_model, tiny_processor):
+    # In batches of other sizes and paddings the same caption would differ in its last bits.
+    captions = ["a cat", "two dogs on the grass, one of them brown", "a dog", "a bird", "a cat"]
+    features = embed_captions(tiny_model, tiny_processor, captions, batch_size=2)
+    assert torch.equal(features.embeds[0], features.embeds[4])
+    assert torch.equal(features.code_weights[0], features.code_weights[4])
+    classes = embed_classes(tiny_model, tiny_processor, captions, ["{}", "a photo of {}"], batch_size=4)
+    assert torch.equal(classes.embeds[0], classes.embeds[4])
+    assert torch.equal(classes.code_weights[0], classes.code_weights[4])
 
 
 def test_nothing_to_embed_is_refused(folder):

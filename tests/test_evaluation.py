@@ -298,6 +298,11 @@ def test_labels_are_checked():
         read_labels(labels, "label", ["x", "y"])
     with pytest.raises(ValueError, match="row 1 is None"):
         read_labels(labels, "gap", ["a", "b"])
+    truth = Dataset.from_dict({"label": [True, False], "float": [1.0, 0.0]})
+    assert read_labels(truth, "label", ["no", "yes"]).tolist() == [1, 0]
+    assert read_labels(truth, "label", ["no", "yes"]).dtype == torch.long
+    with pytest.raises(ValueError, match="row 0 is 1.0, none of 2 classes"):
+        read_labels(truth, "float", ["no", "yes"])
     unlabelled = labels.select_columns(["label"]).cast_column("label", ClassLabel(num_classes=4))
     unlabelled = unlabelled.map(lambda row: {"label": -1}, keep_in_memory=True)
     with pytest.raises(ValueError, match="row 0 is -1"):
@@ -523,6 +528,23 @@ def test_charts_are_drawn_to_scale():
     assert report.log_ticks(1, 20) == [1, 2, 5, 10, 20] and report.log_ticks(1, 500) == [1, 10, 100]
     assert report.metric_words("image_to_text_R@10") == "image to text R@10"
     assert report.metric_words("top_1_16_shot_std") == "top-1, 16-shot std"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            '{"config": "emoji.json", "results": {"test": {}}}',
+            "demo.json holds no results of run_evaluation: it lacks",
+        ),
+        ("[]", "demo.json holds no results of run_evaluation: it lacks"),
+        ("not json", "demo.json is no JSON"),
+    ],
+)
+def test_a_report_of_other_files_is_refused(content, message, tmp_path):
+    (tmp_path / "demo.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run_evaluation.main(["report", "--results", str(tmp_path / "demo.json"), "--output", str(tmp_path / "p.html")])
 
 
 def test_names_in_a_report_are_escaped(tmp_path):

@@ -91,8 +91,10 @@ def test_rows_that_cannot_be_probed_are_refused():
         linear_probe.split_off(lonely, seed=0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         linear_probe.fit_probe(linear_probe.Rows(np.zeros((3, 2)), np.zeros(3)), 1.0)
-    with pytest.raises(ValueError, match="row 1 is None"):
-        linear_probe.read_targets(Dataset.from_dict({"label": ["a", None]}), "label")
+    for labels, bad in ((["a", None], "None"), ([1.0, 0.5], "1.0"), ([[1], [2]], r"\[1\]")):
+        with pytest.raises(ValueError, match=f"row . is {bad}"):
+            linear_probe.read_targets(Dataset.from_dict({"label": labels}), "label")
+    assert linear_probe.read_targets(Dataset.from_dict({"label": [True, False]}), "label").tolist() == [1, 0]
 
 
 # VQA
@@ -113,23 +115,46 @@ def test_the_soft_score_is_the_mean_over_nine_of_ten(matches):
         ("two", "2"),
         ("None", "0"),
         ("1,000", "1000"),
+        ("1,000-2 (x)", "10002 x"),
         ("3.5", "3.5"),
+        ("3.", "3"),
         ("u.s.", "us"),
         ("it's 10:30", "it's 10:30"),
         ("black/white", "black white"),
+        ("t-shirt", "t shirt"),
+        ("t-shirt - blue", "tshirt blue"),
+        ("left,right", "left right"),
+        ("a-b", "b"),
+        ("what ?", "what"),
+        ("it`s", "it s"),
+        ("50%", "50%"),
+        ("$5.00", "$5.00"),
+        ("rock & roll", "rock & roll"),
+        ("#1", "#1"),
+        ("50°", "50°"),
+        ("*", "*"),
+        ("dont", "don't"),
+        ("Wouldnt've", "wouldn't've"),
+        ("yall'll", "y'all'll"),
+        ("twas", "'twas"),
+        ("somebody'd", "somebodyd"),
+        ("an apple\tand\na pear", "apple and pear"),
     ],
 )
-def test_answers_are_normalised(answer, expected):
+def test_answers_are_normalised_as_by_the_official_script(answer, expected):
     assert vqa.normalise_answer(answer) == expected
 
 
 def test_answers_are_read_in_both_forms():
     strings = [["A dog"] * 4, ["two"] * 4]
     objects = [[{"answer": answer, "answer_id": 1} for answer in row] for row in strings]
-    dataset = Dataset.from_dict({"strings": strings, "objects": objects, "few": [["a"] * 3] * 2})
+    none = [[{"answer": "a"}] * 3 + [{"answer": None}]] * 2
+    dataset = Dataset.from_dict({"strings": strings, "objects": objects, "few": [["a"] * 3] * 2, "none": none})
     assert vqa.read_answers(dataset, "strings") == vqa.read_answers(dataset, "objects") == [["dog"] * 4, ["2"] * 4]
     with pytest.raises(ValueError, match="row 0 must list at least 4 answers"):
         vqa.read_answers(dataset, "few")
+    with pytest.raises(ValueError, match="row 0 holds .*None.*, not an answer"):
+        vqa.read_answers(dataset, "none")
 
 
 def test_the_vocabulary_is_of_the_most_common_answers():
@@ -205,6 +230,27 @@ def test_swaps_name_what_the_image_does_not_have():
     assert swaps == completeness.find_swaps(dataset, "caption", ["objects", "attributes"], seed=0)
     with pytest.raises(ValueError, match="no caption names a word"):
         completeness.find_swaps(dataset.select([1]), "caption", ["objects"], seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"caption": ["a dog", None]}, "caption_column='caption' of row 1 is None, not text"),
+        ({"words": [["dog"], "dog"]}, "word_columns='words' of row 0 holds"),
+        ({"words": [["dog"], [None]]}, "word_columns='words' of row 1 holds"),
+    ],
+)
+def test_rows_without_words_are_named(changes, message):
+    rows = {"caption": ["a dog", "a cat"], "words": [["dog"], ["cat"]], **changes}
+    rows["words"] = ["dog", "dog"] if "dog" in rows["words"] else rows["words"]
+    with pytest.raises(ValueError, match=message):
+        completeness.find_swaps(Dataset.from_dict(rows), "caption", ["words"], seed=0)
+
+
+def test_false_captions_that_are_missing_are_named():
+    rows = {"caption": ["a dog", "a cat"], "false": ["a cat", None]}
+    with pytest.raises(ValueError, match="negative_caption_column='false' of row 1 is None, not text"):
+        completeness.read_swaps(Dataset.from_dict(rows), "caption", "false", None)
 
 
 def test_words_with_signs_are_swapped_as_they_are():

@@ -12,7 +12,7 @@ from datasets import Dataset, Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
-from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts
+from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 
 
@@ -60,12 +60,13 @@ def find_swaps(dataset: Dataset, caption_column: str, word_columns: list[str], s
     The other word is drawn from all words of the column; the image must not have it, and its caption must not name it.
 
     Raises:
-        ValueError: no caption names a word of its row, or no other word can take its place.
+        ValueError: a row has no caption or no list of words, no caption names a word of its row, or no other word can
+            take its place.
     """
     generator = random.Random(seed)
-    captions, swaps = dataset[caption_column][:], []
+    captions, swaps = read_texts(dataset, caption_column, "caption_column"), []
     for kind in word_columns:
-        annotations = [[word for word in words or [] if word.strip()] for words in dataset[kind]]
+        annotations = read_words(dataset, kind)
         vocabulary = sorted({word for words in annotations for word in words})
         for row, words in enumerate(annotations):
             caption, present = captions[row], {word.lower() for word in words}
@@ -76,6 +77,21 @@ def find_swaps(dataset: Dataset, caption_column: str, word_columns: list[str], s
     if not swaps:
         raise ValueError(f"no caption names a word of its row in word_columns={word_columns} that could be swapped")
     return swaps
+
+
+def read_words(dataset: Dataset, column: str) -> list[list[str]]:
+    """The words that a column lists of every row; blank ones and None in the place of a list are none.
+
+    Raises:
+        ValueError: a cell holds something else.
+    """
+    annotations = []
+    for row, cell in enumerate(dataset[column]):
+        words = [] if cell is None else cell
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"word_columns={column!r} of row {row} holds {cell!r}, not a list of words")
+        annotations.append([word for word in words if word.strip()])
+    return annotations
 
 
 def swap_word(caption: str, word: str, other: str) -> str:
@@ -118,10 +134,15 @@ def read_sugarcrepe(folder: str, image_folder: str) -> Dataset:
 def read_swaps(
     dataset: Dataset, caption_column: str, negative_caption_column: str, kind_column: str | None
 ) -> list[Swap]:
-    """The captions and false captions that the data bring."""
-    kinds = ["all"] * len(dataset) if kind_column is None else dataset[kind_column]
-    captions = zip(dataset[caption_column], dataset[negative_caption_column], kinds, strict=True)
-    return [Swap(row, *values) for row, values in enumerate(captions)]
+    """The captions and false captions that the data bring.
+
+    Raises:
+        ValueError: a row lacks one.
+    """
+    captions = read_texts(dataset, caption_column, "caption_column")
+    negatives = read_texts(dataset, negative_caption_column, "negative_caption_column")
+    kinds = ["all"] * len(dataset) if kind_column is None else read_texts(dataset, kind_column, "kind_column")
+    return [Swap(row, *values) for row, values in enumerate(zip(captions, negatives, kinds, strict=True))]
 
 
 def evaluate_completeness(

@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Embed pictures and captions with a trained model, batch by batch."""
+"""Embed images and captions with a trained model, batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import modeling_fdt  # noqa: F401 (registers FDT with the Auto classes)
 
 @dataclass
 class Features:
-    """What a model says of a number of pictures or captions, on the CPU in float32.
+    """What a model says of a number of images or captions, on the CPU in float32.
 
     Attributes:
         embeds: (num_items, dim), rows of length 1.
@@ -24,6 +24,9 @@ class Features:
 
     embeds: torch.Tensor
     code_weights: torch.Tensor | None
+
+    def select(self, items: list[int]) -> "Features":
+        return Features(self.embeds[items], None if self.code_weights is None else self.code_weights[items])
 
 
 def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -39,17 +42,34 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[P
 
 
 def embed_images(
-    model: PreTrainedModel, processor: ProcessorMixin, images: Iterable, batch_size: int = 256
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable,
+    batch_size: int = 256,
+    keep_code_weights: bool = True,
 ) -> Features:
-    """Embed pictures (PIL or what the processor takes); an iterable is read batch by batch."""
-    return join_features(iterate_image_features(model, processor, images, batch_size))
+    """Embed images (PIL or what the processor takes); an iterable is read batch by batch.
+
+    Without `keep_code_weights` the model's code weights, which take more memory than embeddings, are dropped.
+    """
+    return join_features(iterate_image_features(model, processor, images, batch_size), keep_code_weights)
 
 
 def embed_captions(
-    model: PreTrainedModel, processor: ProcessorMixin, captions: Iterable[str], batch_size: int = 256
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    captions: Iterable[str],
+    batch_size: int = 256,
+    keep_code_weights: bool = True,
 ) -> Features:
-    """Embed captions; those longer than the text tower's context are truncated."""
-    return join_features(iterate_caption_features(model, processor, captions, batch_size))
+    """Embed captions; those longer than the text tower's context are truncated.
+
+    Equal captions are embedded once: in two batches their embeddings would differ in the last bits and not tie.
+    """
+    captions = list(captions)
+    positions = {caption: position for position, caption in enumerate(dict.fromkeys(captions))}
+    parts = iterate_caption_features(model, processor, positions, batch_size)
+    return join_features(parts, keep_code_weights).select([positions[caption] for caption in captions])
 
 
 def iterate_image_features(
@@ -68,20 +88,20 @@ def iterate_caption_features(
         yield embed_inputs(model, "text", processor(text=batch, return_tensors="pt", padding=True, truncation=True))
 
 
-def join_features(parts: Iterable[Features]) -> Features:
-    """Features of all items in one.
+def join_features(parts: Iterable[Features], keep_code_weights: bool = True) -> Features:
+    """Features of all items in one, with code weights or without.
 
     Raises:
         ValueError: there are none.
     """
-    parts = list(parts)
-    if not parts:
-        raise ValueError("nothing to embed: there is no picture or caption")
-    code_weights = [part.code_weights for part in parts]
-    return Features(
-        embeds=torch.cat([part.embeds for part in parts]),
-        code_weights=None if code_weights[0] is None else torch.cat(code_weights),
-    )
+    embeds, code_weights = [], []
+    for part in parts:
+        embeds.append(part.embeds)
+        if keep_code_weights and part.code_weights is not None:
+            code_weights.append(part.code_weights)
+    if not embeds:
+        raise ValueError("nothing to embed: there is no image or caption")
+    return Features(torch.cat(embeds), torch.cat(code_weights) if code_weights else None)
 
 
 def iterate_batches(items: Iterable, batch_size: int) -> Iterator[list]:
@@ -93,7 +113,7 @@ def iterate_batches(items: Iterable, batch_size: int) -> Iterator[list]:
 
 @torch.inference_mode()
 def embed_inputs(model: PreTrainedModel, modality: Literal["image", "text"], inputs: BatchFeature) -> Features:
-    """Embed one batch that the processor has already made of pictures or captions."""
+    """Embed one batch that the processor has already made of images or captions."""
     output = getattr(model, f"get_{modality}_features")(**inputs.to(model.device))
     code_weights = output.get(f"{modality}_code_weights")
     return Features(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import decode_picture
-from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features, join_features
+from run_scripts.evaluation.embedding import embed_captions, embed_images
 
 
 def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:
@@ -39,19 +39,14 @@ def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:
 def embed_pictures(
     model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, column: str, batch_size: int
 ) -> torch.Tensor:
-    """(num_rows, dim) embeddings of a column of pictures. Code weights, which take more memory, are not kept."""
-    return _join_embeds(iterate_image_features(model, processor, read_pictures(dataset, column), batch_size))
+    """(num_rows, dim) embeddings of a column of pictures."""
+    pictures = read_pictures(dataset, column)
+    return embed_images(model, processor, pictures, batch_size, keep_code_weights=False).embeds
 
 
 def embed_texts(model: PreTrainedModel, processor: ProcessorMixin, texts: list[str], batch_size: int) -> torch.Tensor:
-    """(num_texts, dim) embeddings. Equal texts are embedded once, so their embeddings are equal to the last bit."""
-    distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-    embeds = _join_embeds(iterate_caption_features(model, processor, distinct, batch_size))
-    return embeds[[distinct[text] for text in texts]]
-
-
-def _join_embeds(parts: Iterator[Features]) -> torch.Tensor:
-    return join_features(Features(embeds=part.embeds, code_weights=None) for part in parts).embeds
+    """(num_texts, dim) embeddings of texts."""
+    return embed_captions(model, processor, texts, batch_size, keep_code_weights=False).embeds
 
 
 def read_captions(dataset: Dataset, column: str) -> list[list[str]]:
@@ -71,6 +66,22 @@ def read_captions(dataset: Dataset, column: str) -> list[list[str]]:
     if not any(captions):
         raise ValueError(f"caption_column={column!r} holds no caption in any of {len(captions)} rows")
     return captions
+
+
+def read_texts(dataset: Dataset, column: str, argument: str) -> list[str]:
+    """The strings of a column.
+
+    Args:
+        argument: which names the column; for the message.
+
+    Raises:
+        ValueError: a row has none.
+    """
+    texts = dataset[column][:]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{argument}={column!r} of row {row} is {text!r}, not text")
+    return texts
 
 
 def read_class_names(dataset: Dataset, column: str) -> list[str]:
@@ -98,9 +109,9 @@ def read_labels(dataset: Dataset, column: str, class_names: list[str]) -> torch.
     labels = []
     for row, label in enumerate(dataset[column]):
         position = positions.get(label) if _is_text(feature) else label
-        if position is None or not 0 <= position < len(class_names):
+        if not isinstance(position, int) or not 0 <= position < len(class_names):  # True and False are 1 and 0
             raise ValueError(f"label_column={column!r} of row {row} is {label!r}, none of {len(class_names)} classes")
-        labels.append(position)
+        labels.append(int(position))
     return torch.tensor(labels)
 
 

@@ -152,11 +152,11 @@ def read_targets(dataset: Dataset, column: str) -> np.ndarray:
     """(num_rows,) classes as the column has them.
 
     Raises:
-        ValueError: a row has no label.
+        ValueError: a row has no label, or what it has is no name or whole number.
     """
     labels = dataset[column][:]
     for row, label in enumerate(labels):
-        if label is None or label == -1:
+        if not isinstance(label, str | int) or label == -1:
             raise ValueError(f"label_column={column!r} of row {row} is {label!r}, not a class")
     return np.asarray(labels)
 

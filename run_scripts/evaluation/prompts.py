@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.evaluation.embedding import Features, embed_captions, join_features
+from run_scripts.evaluation.embedding import Features, embed_captions, iterate_batches, join_features
 
 
 SIMPLE_TEMPLATES = [
@@ -63,23 +63,22 @@ def embed_classes(
 ) -> Features:
     """One embedding for each class: of its prompts' embeddings, each of length 1, the mean, again of length 1.
 
-    Code weights are treated in the same way, so that their products are cosines too.
+    Code weights are treated in the same way, so that their products are cosines too. Equal names get the same
+    embedding, to the last bit.
     """
-    classes_per_batch = max(1, batch_size // len(templates))
+    positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
     parts = []
-    for start in range(0, len(names), classes_per_batch):
-        batch = names[start : start + classes_per_batch]
+    for batch in iterate_batches(positions, max(1, batch_size // len(templates))):
         prompts = [template.replace("{}", name) for name in batch for template in templates]
         features = embed_captions(model, processor, prompts, batch_size)
+        weights = features.code_weights
         parts.append(
             Features(
                 embeds=ensemble(features.embeds, len(templates)),
-                code_weights=None
-                if features.code_weights is None
-                else ensemble(features.code_weights, len(templates)),
+                code_weights=None if weights is None else ensemble(weights, len(templates)),
             )
         )
-    return join_features(parts)
+    return join_features(parts).select([positions[name] for name in names])
 
 
 def ensemble(vectors: torch.Tensor, num_templates: int) -> torch.Tensor:

@@ -168,6 +168,24 @@ def write_record(record: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """What `write_record` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    needed = {"task", "headline", "metrics", "counts", "model", "data", "seed", "command", "commit", "versions"}
+    needed |= {"device", "charts"}
+    missing = sorted(needed - set(record if isinstance(record, dict) else ()))
+    if missing:
+        raise ValueError(f"{path} holds no results of run_evaluation: it lacks {missing}")
+    return record
+
+
 def format_value(value: float, unit: str, num_digits: int = 1) -> str:
     """A share in per cent, a number with as many digits."""
     return f"{value:.{num_digits}%}" if unit == "share" else f"{value:.{num_digits}f}"

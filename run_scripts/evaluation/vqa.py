@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
-from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts
+from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
 
 
@@ -34,18 +34,48 @@ class VQAArguments(EvaluationArguments):
     metric: str = field(default="vqa_accuracy", metadata={"help": "The metric that is cited for this data set."})
 
 
-_DIGITS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_DIGITS[1:])}}
+# The rules of the official script, by which answers are compared: visualqa.org/evaluation, GT-Vision-Lab/VQA at commit
+# c4e6a0e, `vqaEval.py`. Signs that are not named here, such as $, %, &, # and the apostrophe, stay.
+SIGNS = ';/[]"{}()=+\\_-><@`,?!'
+NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
+NUMBERS["none"] = "0"
 ARTICLES = {"a", "an", "the"}
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+
+
+def _without_one_apostrophe(word: str) -> list[str]:
+    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
+
+
+# A word that lacks one of its apostrophes gets it back.
+CONTRACTIONS = {short: word for word in _CONTRACTED.split() for short in _without_one_apostrophe(word)}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # Official: the other way round; kept so that scores compare
 
 
 def normalise_answer(answer: str) -> str:
-    """An answer in lower case, numbers up to ten as digits, without articles, and without punctuation but for
-    apostrophes, colons, and points and commas between digits (commas vanish)."""
-    answer = re.sub(r"(?<=\d),(?=\d)", "", answer.lower())
-    answer = re.sub(r"(?<!\d)\.|\.(?!\d)", "", answer)
-    answer = re.sub(r"[^\w\s.':]", " ", answer)
-    return " ".join(NUMBERS.get(word, word) for word in answer.split() if word not in ARTICLES)
+    """An answer as the official script compares it: in lower case, numbers up to ten as digits, without articles and
+    most punctuation, contractions with their apostrophes.
+
+    A sign vanishes where it stands beside a space anywhere in the answer, or where the answer has a comma between
+    digits; else a space takes its place. A point vanishes unless a digit follows.
+    """
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    has_grouped_digits = re.search(r"\d,\d", answer) is not None
+    plain = answer
+    for sign in SIGNS:
+        vanishes = has_grouped_digits or f"{sign} " in answer or f" {sign}" in answer
+        plain = plain.replace(sign, "" if vanishes else " ")
+    plain = re.sub(r"\.(?!\d)", "", plain)
+    words = [NUMBERS.get(word, word) for word in plain.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def soft_score(answer: str, annotators: list[str]) -> float:
@@ -66,13 +96,17 @@ def read_answers(dataset: Dataset, column: str) -> list[list[str]]:
     """The normalised answers of every row.
 
     Raises:
-        ValueError: a row has fewer than 4 answers, with which even full agreement would not score 1.
+        ValueError: a row has fewer than 4 answers, with which even full agreement would not score 1, or one of them is
+            no text.
     """
     answers = []
     for row, cell in enumerate(dataset[column]):
         if not isinstance(cell, list) or len(cell) < 4:
             raise ValueError(f"answers_column={column!r} of row {row} must list at least 4 answers, got {cell!r}")
-        answers.append([normalise_answer(item["answer"] if isinstance(item, dict) else item) for item in cell])
+        texts = [item.get("answer") if isinstance(item, dict) else item for item in cell]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"answers_column={column!r} of row {row} holds {cell!r}, not an answer each")
+        answers.append([normalise_answer(text) for text in texts])
     return answers
 
 
@@ -155,7 +189,7 @@ def evaluate_vqa(model: PreTrainedModel, processor: ProcessorMixin, arguments: V
     best = [max((soft_score(a, of_row) for a in set(of_row) & known), default=0.0) for of_row in answers["test"]]
     charts = []
     if arguments.answer_type_column is not None:
-        types = datasets["test"][arguments.answer_type_column][:]
+        types = read_texts(datasets["test"], arguments.answer_type_column, "answer_type_column")
         for kind in sorted(set(types)):
             of_kind = torch.tensor([other == kind for other in types])
             metrics[f"vqa_accuracy_{kind}"] = Metric(scored[of_kind].mean().item())
@@ -180,9 +214,13 @@ def embed_questions(
     """(num_rows, 2 dim): the embeddings of image and question side by side."""
     rows = range(len(dataset))
     ids = rows if arguments.image_id_column is None else dataset[arguments.image_id_column][:]
+    if None in ids:
+        raise ValueError(f"image_id_column={arguments.image_id_column!r} of row {ids.index(None)} is None")
     first_rows = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}
     shown = sorted(first_rows.values())
     positions = {row: position for position, row in enumerate(shown)}
     images = embed_pictures(model, processor, dataset.select(shown), arguments.image_column, arguments.batch_size)
-    questions = embed_texts(model, processor, dataset[arguments.question_column][:], arguments.batch_size)
+    questions = embed_texts(
+        model, processor, read_texts(dataset, arguments.question_column, "question_column"), arguments.batch_size
+    )
     return torch.cat([images[[positions[first_rows[image_id]] for image_id in ids]], questions], dim=1)
