@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
+from transformers import AutoConfig, AutoProcessor, CLIPModel, ProcessorMixin, set_seed
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.towers_fdt import get_context_length
@@ -29,13 +29,13 @@ from run_scripts.data.pairs import (
     load_eval_dataset,
     load_train_dataset,
 )
-from run_scripts.training.baselines import CLIPBaseline, build_clip
+from run_scripts.training.baselines import build_clip
 from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPBaseline}
+MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel}
 
 
 @dataclass
@@ -95,7 +95,7 @@ class PretrainingTrainer(EvaluatesAsInUse, FDTTrainer):
         return dict(zip(totals, numbers, strict=True))
 
 
-def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPBaseline, ProcessorMixin]:
+def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPModel, ProcessorMixin]:
     """Load a checkpoint with its processor, or make a new model and the processor that fits it."""
     if arguments.model_name_or_path is not None:
         name = arguments.model_name_or_path

@@ -9,6 +9,7 @@ from transformers import (
     BertConfig,
     Swinv2Config,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -140,6 +141,33 @@ def test_logit_scale_stays_in_its_range(tmp_path):
     scales = get_logged(trainer, "logit_scale")
     assert all(3.0 - 1e-6 <= scale <= 3.2 + 1e-6 for scale in scales)
     assert any(scale in (pytest.approx(3.0), pytest.approx(3.2)) for scale in scales)  # a step of 0.5 leaves it
+
+
+@pytest.mark.parametrize("logit_scale_max", [None, 6.0, 4.0])
+def test_clip_never_exceeds_the_cap_of_its_loss(logit_scale_max, tmp_path):
+    model = make_clip()
+    trainer = make_trainer(model, tmp_path, optim="sgd", learning_rate=1e-3, max_grad_norm=0.0, logit_scale_max=logit_scale_max)
+    trainer.eval_dataset = make_pairs(4)
+    after = []
+    # A step of 1, from 2.66 on.
+    model.logit_scale.register_hook(lambda grad: torch.full_like(grad, -1000.0))
+    trainer.add_callback(AfterStep(lambda: after.append(model.logit_scale.item())))
+    trainer.train()
+    assert after[0] == pytest.approx(3.6592)
+    assert after[2:] == pytest.approx([min(logit_scale_max or 6.0, math.log(100))] * 2)
+    with torch.no_grad():
+        batch = {name: torch.stack([pair[name] for pair in trainer.eval_dataset]) for name in make_pairs(1)[0]}
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(model(**batch, return_loss=True).loss.item(), abs=1e-5)
+
+
+class AfterStep(TrainerCallback):
+    """Calls a function after each step, when other callbacks have been called."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        self.call()
 
 
 def test_temperature_falls_and_is_saved_with_every_checkpoint(tmp_path):

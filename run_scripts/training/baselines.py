@@ -10,28 +10,8 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, PreTraine
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from modeling_fdt import FDTConfig, FDTGrounding, FDTModel, FDTOutput, FDTTextModelOutput, FDTVisionModelOutput
-from modeling_fdt.modeling_fdt import contrastive_loss
+from modeling_fdt import FDTConfig, FDTGrounding, FDTModel, FDTTextModelOutput, FDTVisionModelOutput
 from modeling_fdt.towers_fdt import get_hidden_size
-
-
-class CLIPBaseline(CLIPModel):
-    """transformers' CLIPModel that returns what a trainer of FDT reads. What it saves loads as a CLIPModel."""
-
-    accepts_loss_kwargs = False
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor,
-        pixel_values: torch.FloatTensor,
-        attention_mask: torch.Tensor | None = None,
-        return_loss: bool = True,
-        **kwargs: Any,
-    ) -> FDTOutput:
-        """Embed pairs; the loss is that of this process's pairs, as evaluation needs it."""
-        outputs = super().forward(input_ids, pixel_values, attention_mask, return_loss=False, **kwargs)
-        loss = contrastive_loss(outputs.logits_per_image) if return_loss else None
-        return FDTOutput(loss=loss, image_embeds=outputs.image_embeds, text_embeds=outputs.text_embeds)
 
 
 def build_clip(
@@ -40,7 +20,7 @@ def build_clip(
     projection_dim: int = 512,
     freeze_patch_embedding: bool = False,
     **unknown: Any,
-) -> CLIPBaseline:
+) -> CLIPModel:
     """A new CLIP with the vocabulary of FDT.
 
     Args:
@@ -63,7 +43,7 @@ def build_clip(
         text_config=towers.text_config.to_dict(),
         projection_dim=projection_dim,
     )
-    model = CLIPBaseline(config)
+    model = CLIPModel(config)
     _patch_embedding(model).requires_grad_(not freeze_patch_embedding)
     return model
 

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 # Beside Trainer's own files in a checkpoint: what `FDTTrainer` counts.
 PROGRESS_NAME = "progress.pt"
 
+# Of models whose configuration has no `logit_scale_max`: CLIP was trained with factors up to 100.
+CLIP_LOGIT_SCALE_MAX = math.log(100)
+
 
 @dataclass
 class FDTTrainingArguments(TrainingArguments):
@@ -113,8 +116,12 @@ class FDTTrainer(Trainer):
         self.distinct_column = distinct_column
         self.data_collator = ReproducibleCollator(self.data_collator, self.args.seed)
         self._check_arguments()
-        if (self.args.logit_scale_min, self.args.logit_scale_max) != (None, None):
-            self.add_callback(LogitScaleClamp(self.args.logit_scale_min, self.args.logit_scale_max))
+        logit_scale_range = self.args.logit_scale_min, self.args.logit_scale_max
+        if not hasattr(self.model.config, "logit_scale_max"):
+            # What the loss caps, the model itself (CLIP) does not: its parameter must not exceed the cap.
+            logit_scale_range = logit_scale_range[0], min(logit_scale_range[1] or math.inf, self._logit_scale_cap)
+        if logit_scale_range != (None, None):
+            self.add_callback(LogitScaleClamp(*logit_scale_range))
         if self.args.temperature_decay is not None:
             self.add_callback(
                 TemperatureSchedule(
@@ -147,8 +154,6 @@ class FDTTrainer(Trainer):
         return micro_batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
         if self._losses is None:  # the first micro-batch of a step
             self._begin_step(inputs)
             if len(self._micro_batches) == 1:
@@ -176,7 +181,8 @@ class FDTTrainer(Trainer):
         outputs = model(**{**inputs, "return_loss": False})
         if torch.is_grad_enabled():
             self._count(outputs)
-        tensors = (outputs.image_embeds.float(), outputs.text_embeds.float(), self._bare_model.logit_scale.reshape(1))
+        logit_scale = cap_logit_scale(self._bare_model.logit_scale.reshape(1), self._logit_scale_cap)
+        tensors = (outputs.image_embeds.float(), outputs.text_embeds.float(), logit_scale)
         if self.args.usage_entropy_weight == 0:
             return tensors
         weights = (outputs.image_code_weights, outputs.text_code_weights)
@@ -184,13 +190,22 @@ class FDTTrainer(Trainer):
 
     def _compare(self, image_embeds, text_embeds, logit_scales, *mean_code_weights) -> torch.Tensor:
         image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
-        logit_scale_max = getattr(self._bare_model.config, "logit_scale_max", math.log(100))
-        logit_scale = cap_logit_scale(logit_scales.mean(), logit_scale_max)
-        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scale))
+        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scales.mean()))
         if mean_code_weights:
             entropies = [usage_entropy(means.mean(dim=0)) for means in gather_global_batch(*mean_code_weights)]
             loss = loss - self.args.usage_entropy_weight * sum(entropies) / 2
         return loss
+
+    @property
+    def _logit_scale_cap(self) -> float:
+        return getattr(self._bare_model.config, "logit_scale_max", CLIP_LOGIT_SCALE_MAX)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The contrastive loss of this process's pairs and, unless the loss is all, their embeddings."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            image_embeds, text_embeds, logit_scale, *_ = self._embed(model, self._prepare_inputs(inputs))
+            loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scale))
+        return loss, None if prediction_loss_only else (image_embeds, text_embeds), ()
 
     @property
     def _bare_model(self) -> PreTrainedModel:
