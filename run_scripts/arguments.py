@@ -1,54 +1,99 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Arguments that several commands share, and how they are read: flags, or one JSON file of the same names."""
+"""Arguments that commands share, and how a command reads its own: config files first, then flags that override them.
+
+This module is light: a command imports it, tells its help and refuses wrong arguments before anything heavy is loaded.
+"""
 
 import json
-from dataclasses import dataclass, field
+import logging
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
 
-@dataclass
-class DataArguments:
-    """What to train on, and how a picture is varied from visit to visit."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class CheckpointArguments:
+    """A trained model, and where it runs."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of a checkpoint with its processor."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: cuda where there is one."})
+
+
+@dataclass(kw_only=True)
+class SourceArguments:
+    """Rows with images."""
+
+    dataset: str = field(
+        metadata={"help": "A folder of images or parquet files, one written by save_to_disk, or a name on the Hub."}
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    split: str = field(default="test", metadata={"help": "Split to read."})
+    image_column: str = field(default="image", metadata={"help": "Column of images."})
+
+
+@dataclass(kw_only=True)
+class PairArguments(SourceArguments):
+    """Rows with images and their captions."""
+
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of captions: one string a row, or a list of them."}
+    )
+
+
+@dataclass(kw_only=True)
+class TrainingDataArguments(PairArguments):
+    """What to train on, and how an image is varied from visit to visit."""
+
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "Split to evaluate on while training."})
+    distinct_column: str | None = field(
+        default=None, metadata={"help": "Column whose values must all differ within a global batch."}
+    )
+    augmentation: dict | str | None = field(
+        default=None, metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."}
+    )
+
+    def __post_init__(self):
+        self.augmentation = parse_json("augmentation", self.augmentation)
+
+
+@dataclass(kw_only=True)
+class DataArguments(TrainingDataArguments):
+    """Pairs to pretrain on, of a size that may call for a stream."""
 
     dataset: str = field(
         metadata={"help": "A folder of save_to_disk, what load_dataset takes, or tar shards: a/{000..331}.tar."}
     )
-    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split to train on."})
     streaming: bool = field(default=False, metadata={"help": "Read rows in passing; tar shards always are."})
     shuffle_buffer: int = field(default=2000, metadata={"help": "Pairs of a stream held to draw from, per worker."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions. Of a list, one is drawn at every visit."}
-    )
-    distinct_column: str | None = field(
-        default=None, metadata={"help": "Column whose values must all differ within a global batch."}
-    )
     max_broken_fraction: float = field(
         default=0.1, metadata={"help": "The run stops when a larger share of the data cannot be used."}
-    )
-    augmentation: dict | str | None = field(
-        default=None,
-        metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."},
     )
     augment_on_device: bool = field(
         default=False, metadata={"help": "All steps but the crop on the training device, not by the workers."}
     )
-    eval_split: str | None = field(default=None, metadata={"help": "Split for retrieval while training."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Where eval_split is, if not in `dataset`."})
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "Where validation_split is, if not in `dataset`."}
+    )
 
     def __post_init__(self):
-        self.augmentation = parse_json("augmentation", self.augmentation)
+        super().__post_init__()
         if not 0 <= self.max_broken_fraction <= 1:
             raise ValueError(f"max_broken_fraction must be from 0 to 1, got {self.max_broken_fraction}")
         if self.shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
         if self.augment_on_device and self.augmentation is None:
             raise ValueError("augment_on_device needs augmentation, got none")
-        if self.eval_dataset is not None and self.eval_split is None:
-            raise ValueError(f"eval_dataset={self.eval_dataset!r} needs eval_split, got none")
+        if self.validation_dataset is not None and self.validation_split is None:
+            raise ValueError(f"validation_dataset={self.validation_dataset!r} needs validation_split, got none")
         if is_tar_pattern(self.dataset):
             self._check_tar_options()
         if self.is_stream and self.distinct_column is not None:
@@ -62,24 +107,200 @@ class DataArguments:
         for name, only in (("image_column", "image"), ("config_name", None), ("split", "train")):
             if getattr(self, name) != only:
                 raise ValueError(f"{name} must be {only!r} with tar shards, got {getattr(self, name)!r}")
-        if self.eval_split is not None and self.eval_dataset is None:
-            raise ValueError(f"eval_split={self.eval_split!r} needs eval_dataset: tar shards have no splits")
+        if self.validation_split is not None and self.validation_dataset is None:
+            raise ValueError(
+                f"validation_split={self.validation_split!r} needs validation_dataset: tar shards have no splits"
+            )
 
 
-def parse_file_or_flags(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
-    """Dataclasses of arguments from one JSON file, or from flags; an unknown name is an error either way."""
-    parser = HfArgumentParser(argument_classes, allow_abbrev=False)
-    if not (argv and argv[0].endswith(".json")):
-        return parser.parse_args_into_dataclasses(argv)
-    if len(argv) > 1:
-        raise ValueError(f"give one JSON file or flags, not both, got {argv[0]} and {argv[1:]}")
-    return parser.parse_json_file(find_config(argv[0]))
+@dataclass(frozen=True)
+class LateArguments:
+    """A class of arguments whose import takes seconds: its flags are read when all others have been accepted.
+
+    Attributes:
+        preview: the part of its fields that `--help` lists, a dataclass.
+        note: what `--help` says of the others.
+        load: imports and returns the class.
+    """
+
+    preview: type
+    note: str
+    load: Callable[[], type]
+
+
+def run_command(
+    main: Callable[..., Any],
+    *argument_classes: type | LateArguments,
+    argv: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
+    prog: str | None = None,
+) -> None:
+    """Parse the command line and run `main` with an object of each class; arguments as in `parse_arguments`.
+
+    What is refused, by the parser or by `main`, is printed as one line; `python -X dev` shows where it was raised.
+
+    Raises:
+        SystemExit: with status 2 for unknown flags, and 1 where a ValueError, OSError or ImportError says why not.
+    """
+    logging.basicConfig(format="%(message)s")
+    for name in ("run_scripts", main.__module__):  # other packages' chatter stays out
+        logging.getLogger(name).setLevel(logging.INFO)
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name}" if prog is None and spec is not None else prog
+    try:
+        main(*parse_arguments(argument_classes, sys.argv[1:] if argv is None else argv, defaults, prog))
+    except (ValueError, OSError, ImportError) as error:
+        if sys.flags.dev_mode:
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def parse_arguments(
+    argument_classes: Sequence[type | LateArguments],
+    argv: Sequence[str],
+    defaults: dict[str, Any] | None = None,
+    prog: str | None = None,
+) -> tuple:
+    """Dataclasses of arguments from config files, as many as the command line begins with, and the flags after them.
+
+    Args:
+        argument_classes: whose fields are the names of flags, and of what configs may hold.
+        argv: `[config.json ...] [--flag value ...]`. What comes later overrides what comes before; of an object, as
+            JSON, the members that it names (see `merge`).
+        defaults: a config that all others override.
+        prog: the command, for its help.
+
+    Returns:
+        An object of each class, in their order.
+
+    Raises:
+        ValueError: a config cannot be read or has an unknown name, or a class refuses a value.
+        SystemExit: from argparse, for unknown or missing flags and for `--help`.
+    """
+    files, flags = split_configs(argv)
+    config = defaults or {}
+    for file in files:
+        config = merge(config, read_config(find_config(file)))
+    late = [group for group in argument_classes if isinstance(group, LateArguments)]
+    early = [group for group in argument_classes if not isinstance(group, LateArguments)]
+    if late and not {"-h", "--help"}.isdisjoint(flags):
+        notes = "\n".join(group.note for group in late)
+        _Parser([*early, *(group.preview for group in late)], config, prog=prog, epilog=notes).parse_args(["--help"])
+    parser = _Parser(early, config, prog=prog)
+    namespace, rest = parser.parse_known_args(flags)
+    known, given = set(parser.own_defaults), parser.changes(namespace)
+    objects = {group: parser.build(group, namespace) for group in early}
+    if late:
+        classes = {group: group.load() for group in late}
+        parser = _Parser(list(classes.values()), config, prog=prog)
+        namespace = parser.parse_args(rest)
+        known, given = known | set(parser.own_defaults), given | parser.changes(namespace)
+        objects |= {group: parser.build(cls, namespace) for group, cls in classes.items()}
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ValueError(f"{', '.join(map(str, files))} has {unknown}, which are no arguments of this command")
+    if files:
+        logger.info("arguments: %s", json.dumps(given, indent=2, default=str))
+    return tuple(objects[group] for group in argument_classes)
+
+
+class _Parser(HfArgumentParser):
+    """A parser of dataclasses with the defaults of a config. A flag of an object changes the members that it names."""
+
+    def __init__(self, argument_classes: list[type], config: dict[str, Any], **kwargs):
+        self.config, self.own_defaults = config, {}
+        super().__init__(argument_classes, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names: str, **options: Any):
+        name = names[0].removeprefix("--")
+        if names[0] != "-h":
+            self.own_defaults.setdefault(name.removeprefix("no_"), options.get("default"))
+        if name in self.config:
+            value = self.config[name]
+            if "choices" in options and value not in options["choices"]:
+                raise ValueError(f"{name} must be one of {list(options['choices'])}, got {value!r}")
+            if options.get("nargs") == "+" and not isinstance(value, list):
+                raise ValueError(f"{name} must be a list, got {value!r}")
+            if isinstance(value, dict):
+                options["type"] = lambda text: merge(value, _parse_flag(name, text))
+            options.update(default=value, required=False)
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            2, f"error: {message}; `{self.prog} --help` lists the flags\n"
+        )  # without argparse's list of them all
+
+    def changes(self, namespace: Any) -> dict[str, Any]:
+        """What differs from the classes' own defaults."""
+        return {name: value for name, value in vars(namespace).items() if value != self.own_defaults.get(name)}
+
+    def build(self, argument_class: type, namespace: Any) -> Any:
+        """An object of one class."""
+        names = [field.name for field in fields(argument_class) if field.init]
+        return argument_class(**{name: getattr(namespace, name) for name in names})
+
+
+def _parse_flag(name: str, text: str) -> dict:
+    try:
+        return parse_json(name, text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The config files that a command line begins with, and its flags."""
+    number = next((place for place, word in enumerate(argv) if not word.endswith(".json")), len(argv))
+    return list(argv[:number]), list(argv[number:])
 
 
 def find_config(path: str) -> Path:
     """The file of that name, or, away from the repository, the one of this package that the docs call by that name."""
     is_own = Path(path).is_relative_to("run_scripts/configs") and not Path(path).exists()
     return Path(__file__).parents[1] / path if is_own else Path(path)
+
+
+def read_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A JSON file of arguments, merged into the file that its `extends` names, relative to its own folder.
+
+    Raises:
+        ValueError: a file is missing, holds no JSON object, or extends itself.
+    """
+    path = Path(path).resolve()
+    if path in children:
+        raise ValueError(f"config {path} extends itself")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"config {path} must hold a JSON object, got {config!r:.100}")
+    parent = config.pop("extends", None)
+    return merge({} if parent is None else read_config(path.parent / parent, (*children, path)), config)
+
+
+def merge(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A config with changes: objects are changed member by member, null removes. Source: RFC 7396."""
+    merged = dict(config)
+    for name, value in changes.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            former = config.get(name)
+            merged[name] = merge(former if isinstance(former, dict) else {}, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def resolve_config(*arguments: Any) -> dict[str, Any]:
+    """All arguments of a run by name, as JSON: for its record, which is a config that runs it again."""
+    config = {}
+    for part in arguments:
+        config |= part.to_dict() if hasattr(part, "to_dict") else asdict(part)
+    return config
 
 
 def parse_json(name: str, value: dict | str | None) -> dict | None:

@@ -25,13 +25,15 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts.arguments import parse_arguments
 from run_scripts.evaluation.naming import NUM_CHOICES, all_concepts, evaluate_naming, pixel_controls
 from run_scripts.evaluation.results import format_table
 from run_scripts.evaluation.retrieval import RECALLS
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
-from run_scripts.run_pretraining import parse_arguments, train
 from run_scripts.run_visualization import VisualizationArguments
 from run_scripts.run_visualization import main as run_visualization
+from run_scripts.training.arguments import PRETRAINING
+from run_scripts.training.pretraining import train
 
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -103,7 +105,7 @@ def plot_contact_sheet(split: Dataset, predictions: list[str], rows: list[int], 
 def main(arguments: DemoArguments) -> None:
     suffix = "_smoke" if arguments.smoke else ""
     config = CONFIGS / f"emoji_{arguments.styles}_styles{suffix}.json"
-    model_arguments, data_arguments, training_arguments = parse_arguments([str(config)])
+    model_arguments, data_arguments, training_arguments = parse_arguments(PRETRAINING, [str(config)])
     seed, output_dir = training_arguments.seed, Path(training_arguments.output_dir)
 
     if not Path(data_arguments.dataset).exists():

@@ -1,202 +1,29 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Train an FDT model, or a CLIP to compare it with, on images with captions.
 
-    python -m run_scripts.run_pretraining run_scripts/configs/emoji_two_styles.json
+    python -m run_scripts.run_pretraining run_scripts/configs/emoji_two_styles.json --learning_rate 5e-4
     python -m run_scripts.run_pretraining --dataset ... --model_config '{"codebook_size": 16384}' --output_dir ...
 
-A JSON file holds the same names as the flags; either way an unknown one is an error. docs/training.md tells more.
+docs/training.md tells more.
 """
 
-import logging
-import sys
-import tempfile
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate.data_loader import IterableDatasetShard
-from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoProcessor, CLIPModel, ProcessorMixin, set_seed
-
-from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from modeling_fdt.towers_fdt import get_context_length
-from run_scripts.arguments import DataArguments, parse_file_or_flags, parse_json
-from run_scripts.data.batches import ContrastiveCollator
-from run_scripts.data.pairs import (
-    PairDataset,
-    PairStream,
-    load_eval_dataset,
-    load_train_dataset,
-)
-from run_scripts.training.baselines import build_clip
-from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
+from run_scripts.arguments import DataArguments, run_command
+from run_scripts.training.arguments import PRETRAINING, ModelArguments
 
 
-logger = logging.getLogger(__name__)
-
-MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel}
-
-
-@dataclass
-class ModelArguments:
-    """What to train: a checkpoint, or a new model by its configuration."""
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint with its processor."})
-    model_config: dict | str | None = field(
-        default=None,
-        metadata={"help": "Fields of FDTConfig, for a new model; with model_type clip, a CLIP's two towers."},
-    )
-    image_processor_config: dict | str | None = field(
-        default=None, metadata={"help": "Options of FDTImageProcessor, for a new model."}
-    )
-
-    def __post_init__(self):
-        self.model_config = parse_json("model_config", self.model_config)
-        self.image_processor_config = parse_json("image_processor_config", self.image_processor_config)
-        if (self.model_name_or_path is None) == (self.model_config is None):
-            raise ValueError(
-                "give either model_name_or_path or model_config, got "
-                f"model_name_or_path={self.model_name_or_path!r} and model_config={self.model_config!r}"
-            )
-        if self.model_name_or_path is not None and self.image_processor_config is not None:
-            raise ValueError("image_processor_config is for new models; a checkpoint brings its own image processor")
+if TYPE_CHECKING:
+    from run_scripts.training.trainer import FDTTrainingArguments
 
 
-class PretrainingTrainer(EvaluatesAsInUse, FDTTrainer):
-    """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to."""
+def main(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: "FDTTrainingArguments"
+) -> None:
+    from run_scripts.training.pretraining import train
 
-    def __init__(self, *args, data_collator: ContrastiveCollator, **kwargs):
-        super().__init__(*args, data_collator=data_collator, **kwargs)
-        self.augmentation = data_collator.augmentation
-
-    def get_train_dataloader(self) -> DataLoader:
-        dataloader = super().get_train_dataloader()
-        if isinstance(dataloader.dataset, IterableDatasetShard):
-            # A PairStream gives each process its own part already.
-            dataloader.dataset.num_processes, dataloader.dataset.process_index = 1, 0
-        return dataloader
-
-    def _prepare_inputs(self, inputs: dict) -> dict:
-        inputs = super()._prepare_inputs(inputs)
-        if "augmentation_seed" in inputs:
-            inputs["pixel_values"] = self.augmentation.vary(inputs["pixel_values"], inputs.pop("augmentation_seed"))
-        return inputs
-
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs or "train_loss" in logs:
-            logs.update(self.count_skipped())
-        super().log(logs, *args, **kwargs)
-
-    def count_skipped(self) -> dict[str, int]:
-        """What all processes have skipped so far, by reason."""
-        totals = {name: n for name, n in self.train_dataset.counts.totals().items() if name.startswith("skipped_")}
-        numbers = self.accelerator.reduce(torch.tensor([*totals.values()], device=self.args.device)).tolist()
-        return dict(zip(totals, numbers, strict=True))
-
-
-def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPModel, ProcessorMixin]:
-    """Load a checkpoint with its processor, or make a new model and the processor that fits it."""
-    if arguments.model_name_or_path is not None:
-        name = arguments.model_name_or_path
-        model_type = AutoConfig.from_pretrained(name).model_type
-        if model_type not in MODEL_CLASSES:
-            raise ValueError(f"model_name_or_path={name!r} is of model_type {model_type!r}, not {[*MODEL_CLASSES]}")
-        model = MODEL_CLASSES[model_type].from_pretrained(name, dtype=torch.float32)
-        return model, AutoProcessor.from_pretrained(name)
-    fields = dict(arguments.model_config)
-    model_type = fields.pop("model_type", "fdt")
-    if model_type not in MODEL_CLASSES:
-        raise ValueError(f"model_config has model_type {model_type!r}, it must be one of {[*MODEL_CLASSES]}")
-    model = FDTModel(FDTConfig(**fields)) if model_type == "fdt" else build_clip(**fields)
-    try:
-        image_processor = FDTImageProcessor(**(arguments.image_processor_config or {}))
-    except TypeError as error:
-        raise ValueError(f"image_processor_config: {error}") from error
-    crop_size, image_size = dict(image_processor.crop_size), getattr(model.config.vision_config, "image_size", None)
-    if image_size is not None and (crop_size["height"], crop_size["width"]) != (image_size, image_size):
-        raise ValueError(
-            f"image_processor_config crops to {crop_size}, but the vision tower takes {image_size} pixels"
-        )
-    tokenizer = FDTTokenizer(model_max_length=get_context_length(model.config.text_config))
-    return model, FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
-
-
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FDTTrainingArguments]:
-    """Read one JSON file, or flags."""
-    return parse_file_or_flags((ModelArguments, DataArguments, FDTTrainingArguments), argv)
-
-
-def check_arguments(data_arguments: DataArguments, training_arguments: FDTTrainingArguments) -> None:
-    """Raise a ValueError for what would stop the run later."""
-    if data_arguments.is_stream:
-        if training_arguments.max_steps <= 0:
-            raise ValueError("a stream has no length: give max_steps instead of num_train_epochs")
-        if training_arguments.accelerator_config.dispatch_batches:
-            raise ValueError("accelerator_config must not set dispatch_batches: every process reads its own shards")
-        training_arguments.accelerator_config.dispatch_batches = False
-    if (training_arguments.eval_strategy != "no") != (data_arguments.eval_split is not None):
-        raise ValueError(
-            "eval_split and eval_strategy go together, got "
-            f"eval_split={data_arguments.eval_split!r} and eval_strategy={str(training_arguments.eval_strategy)!r}"
-        )
-    try:
-        Path(training_arguments.output_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=training_arguments.output_dir).close()
-    except OSError as error:
-        raise ValueError(f"output_dir={training_arguments.output_dir!r} cannot be written: {error}") from error
-
-
-def check_size(dataset: PairDataset | PairStream, training_arguments: FDTTrainingArguments) -> None:
-    """Raise a ValueError where the data cannot fill a batch, or not every worker has something to read."""
-    if isinstance(dataset, PairStream):
-        return dataset.check_num_readers(training_arguments.dataloader_num_workers)
-    batch_size = training_arguments.train_batch_size * training_arguments.world_size
-    if training_arguments.dataloader_drop_last and len(dataset) < batch_size:
-        raise ValueError(
-            f"per_device_train_batch_size={training_arguments.per_device_train_batch_size} on "
-            f"{training_arguments.world_size} processes needs {batch_size} pairs, the data set has {len(dataset)}"
-        )
-
-
-def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: FDTTrainingArguments
-) -> PretrainingTrainer:
-    """Train, and save the model, its processor and the trainer's state in `training_arguments.output_dir`."""
-    check_arguments(data_arguments, training_arguments)
-    data_seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-    train_dataset = load_train_dataset(
-        data_arguments, data_seed, training_arguments.world_size, training_arguments.process_index
-    )
-    check_size(train_dataset, training_arguments)
-    evaluation = {}
-    if data_arguments.eval_split is not None:
-        evaluation["eval_dataset"] = load_eval_dataset(data_arguments)
-        captions = list(evaluation["eval_dataset"][data_arguments.caption_column])
-        evaluation["compute_metrics"] = partial(compute_retrieval, captions=captions)
-
-    set_seed(training_arguments.seed)
-    model, processor = build_model(model_arguments)
-    columns = (data_arguments.image_column, data_arguments.caption_column)
-    trainer = PretrainingTrainer(
-        model=model,
-        args=training_arguments,
-        data_collator=ContrastiveCollator(
-            processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device
-        ),
-        eval_collator=ContrastiveCollator(processor, *columns, None),
-        train_dataset=train_dataset,
-        processing_class=processor,
-        distinct_column=data_arguments.distinct_column,
-        **evaluation,
-    )
-    trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
-    logger.info("In this process the data gave %s.", train_dataset.counts.totals())
-    trainer.save_model()
-    trainer.save_state()
-    return trainer
+    train(model_arguments, data_arguments, training_arguments)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    train(*parse_arguments(sys.argv[1:]))
+    run_command(main, *PRETRAINING)

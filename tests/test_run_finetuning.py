@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, CLIPConfig, EvalPrediction, pipeline
 
+import run_scripts
 from modeling_fdt import (
     FDTConfig,
     FDTForImageClassification,
@@ -27,12 +28,13 @@ from modeling_fdt import (
     FDTTokenizer,
     FDTVisionModel,
 )
-from run_scripts import run_finetuning
-from run_scripts.run_finetuning import finetune
+from run_scripts.arguments import parse_arguments
+from run_scripts.training.arguments import FINE_TUNING
+from run_scripts.training.finetuning import build_trainer, finetune
 from run_scripts.training.trainer import compute_retrieval
 
 
-CONFIGS = Path(run_finetuning.__file__).with_name("configs")
+CONFIGS = Path(run_scripts.__file__).with_name("configs")
 COLORS = {"black": 0, "blue": 1, "green": 2, "red": 4, "white": 7, "yellow": 6}  # bits: red, green, blue
 AUGMENTATION = {"RandomResizedCrop": {"size": [32, 32], "scale": [0.5, 1.0]}, "RandomHorizontalFlip": {"p": 0.5}}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
@@ -83,7 +85,7 @@ def folder(tmp_path_factory) -> Path:
 def run_of(folder: Path, output_dir: Path, task: str, **changes) -> dict:
     """The JSON of a short run."""
     run = {
-        "model_name_or_path": str(folder / "base"),
+        "model": str(folder / "base"),
         "task": task,
         "dataset": str(folder / ("classes" if task == "classification" else "captions")),
         "validation_split": "test",
@@ -105,7 +107,7 @@ def run_of(folder: Path, output_dir: Path, task: str, **changes) -> dict:
 def parse(run: dict) -> tuple:
     path = Path(run["output_dir"]).with_suffix(".json")
     path.write_text(json.dumps(run))
-    return run_finetuning.parse_arguments([str(path)])
+    return parse_arguments(FINE_TUNING, [str(path)])
 
 
 LORA = {"train": "lora", "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj", "fc1", "fc2"]}
@@ -150,7 +152,7 @@ def test_saved_classifier_runs_in_pipeline(folder, tmp_path):
     assert config.label2id == {name: number for number, name in enumerate(sorted(COLORS))}
 
     # It goes on from its own classifier, if the classes are the same.
-    run = run_of(folder, tmp_path / "next", "classification", model_name_or_path=str(tmp_path / "out"), max_steps=1)
+    run = run_of(folder, tmp_path / "next", "classification", model=str(tmp_path / "out"), max_steps=1)
     finetune(*parse(run))
     first, after = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "next"))
     assert after["before"] == first["after"]
@@ -158,12 +160,12 @@ def test_saved_classifier_runs_in_pipeline(folder, tmp_path):
     shutil.rmtree(tmp_path / "fewer" / "train" / "red")
     run |= {"dataset": str(tmp_path / "fewer"), "validation_split": None, "validation_share": 0.2}
     with pytest.raises(ValueError, match="start from the checkpoint that it was made of"):
-        run_finetuning.build_trainer(*parse(run))
+        build_trainer(*parse(run))
 
 
 def test_zero_shot_start_is_the_zero_shot_classifier(folder, tmp_path):
     run = run_of(folder, tmp_path / "out", "classification", zero_shot_template="a {} picture")
-    trainer = run_finetuning.build_trainer(*parse(run))
+    trainer = build_trainer(*parse(run))
     model, processor = FDTModel.from_pretrained(folder / "base").eval(), trainer.processing_class
     inputs = processor(images=[Image.new("RGB", (40, 40), "red")], return_tensors="pt")
     captions = processor(text=[f"a {color} picture" for color in sorted(COLORS)], return_tensors="pt")
@@ -208,12 +210,12 @@ def test_adapters_are_reloaded_and_merged(folder, tmp_path, task):
     torch.testing.assert_close(logits_of(merged.eval()), expected, rtol=0, atol=1e-4)
 
     with pytest.raises(ValueError, match="holds adapters"):
-        run_finetuning.build_trainer(*parse({**run, "model_name_or_path": str(tmp_path / "adapters")}))
+        build_trainer(*parse({**run, "model": str(tmp_path / "adapters")}))
 
 
 def test_frozen_batch_norms_keep_their_statistics(folder, tmp_path):
     base = save_base(tmp_path / "base", vision_config=RESNET)
-    run = run_of(folder, tmp_path / "out", "classification", model_name_or_path=base, train="classifier", max_steps=2)
+    run = run_of(folder, tmp_path / "out", "classification", model=base, train="classifier", max_steps=2)
     model, frozen = finetune(*parse(run)).model, FDTModel.from_pretrained(base)
     statistics = [name for name, _ in frozen.named_buffers() if "running" in name]
     assert statistics and all(torch.equal(model.get_buffer(n), frozen.get_buffer(n)) for n in statistics)
@@ -224,14 +226,14 @@ def test_frozen_batch_norms_keep_their_statistics(folder, tmp_path):
 
     run |= {**LORA, "output_dir": str(tmp_path / "lora")}
     with pytest.raises(ValueError, match="vision_tower.*convolution"):  # what a ResNet has instead
-        run_finetuning.build_trainer(*parse(run))
+        build_trainer(*parse(run))
     run["lora_target_modules"] = ["convolution"]
-    assert "lora" in str(run_finetuning.build_trainer(*parse(run)).model)
+    assert "lora" in str(build_trainer(*parse(run)).model)
 
 
 def test_evaluation_sees_every_row_as_it_is(folder, tmp_path):
     run = run_of(folder, tmp_path / "out", "classification", augmentation=AUGMENTATION, per_device_eval_batch_size=16)
-    trainer = run_finetuning.build_trainer(*parse(run))
+    trainer = build_trainer(*parse(run))
     batches = list(trainer.get_eval_dataloader())
     assert [len(batch["labels"]) for batch in batches] == [16, 2]
     pictures = [Image.open(path) for path in sorted((folder / "classes" / "test").glob("*/*.png"))]
@@ -251,8 +253,7 @@ def test_a_share_is_held_out_and_a_list_of_captions_is_drawn_from(folder, tmp_pa
     changes |= {"caption_column": "caption", "distinct_column": None}
     run = run_of(folder, tmp_path / "out", "contrastive", **changes)
     first, again, other = (
-        run_finetuning.build_trainer(*parse({**run, "seed": seed, "output_dir": str(tmp_path / "out")}))
-        for seed in (0, 0, 1)
+        build_trainer(*parse({**run, "seed": seed, "output_dir": str(tmp_path / "out")})) for seed in (0, 0, 1)
     )
     held_out = first.eval_dataset["caption"][:]
     assert len(held_out) == 5 and all(caption.startswith("first") for caption in held_out)
@@ -300,7 +301,7 @@ def test_names_of_classes_become_numbers(folder, tmp_path):
     names = ["b", "a", "c"] * 6
     dataset = dataset_of(tmp_path / "data", train={"kind": names}, test={"kind": ["c", "b"]})
     run = run_of(folder, tmp_path / "out", "classification", dataset=dataset, label_column="kind")
-    trainer = run_finetuning.build_trainer(*parse(run))
+    trainer = build_trainer(*parse(run))
     assert trainer.model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert trainer.train_dataset["kind"][:3] == [1, 0, 2] and trainer.eval_dataset["kind"][:] == [2, 1]
 
@@ -369,7 +370,7 @@ def test_unreadable_picture_is_named(folder, tmp_path):
         ("classification", {"validation_split": None}, "either validation_split or validation_share"),
         ("classification", {"validation_share": 0.1}, "either validation_split or validation_share"),
         ("classification", {"validation_split": None, "validation_share": 1.0}, "between 0 and 1, got 1.0"),
-        ("classification", {"validation_split": "train"}, "must not be train_split"),
+        ("classification", {"validation_split": "train"}, "must not be split"),
         ("classification", {"zero_shot_template": "a picture"}, "must hold {} once"),
         ("classification", {"per_device_train_batch_size": 64}, "global batch of 64 needs as many pictures"),
         ("classification", {"lora_rank": 4}, "lora_rank needs train='lora'"),
@@ -391,13 +392,13 @@ def test_bad_arguments_are_refused(folder, tmp_path, task, changes, message):
 
 def test_other_checkpoints_are_refused(folder, tmp_path):
     CLIPConfig().save_pretrained(tmp_path / "clip")
-    run = run_of(folder, tmp_path / "out", "contrastive", model_name_or_path=str(tmp_path / "clip"))
+    run = run_of(folder, tmp_path / "out", "contrastive", model=str(tmp_path / "clip"))
     with pytest.raises(ValueError, match="must hold an FDT model, it holds one of type 'clip'"):
         finetune(*parse(run))
     FDTVisionModel.from_pretrained(folder / "base").save_pretrained(tmp_path / "half")
     FDTProcessor.from_pretrained(folder / "base").save_pretrained(tmp_path / "half")
     with pytest.raises(ValueError, match="lacks .* weights of FDTModel"):
-        finetune(*parse({**run, "model_name_or_path": str(tmp_path / "half")}))
+        finetune(*parse({**run, "model": str(tmp_path / "half")}))
 
 
 def test_used_output_dir_is_refused(folder, tmp_path):
@@ -419,13 +420,13 @@ def test_flags_and_json_give_the_same_arguments(folder, tmp_path):
     for name, value in run.items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         flags += [f"--{name}", *map(str, values)]
-    for by_json, by_flags in zip(parse(run)[:2], run_finetuning.parse_arguments(flags)[:2], strict=True):
+    for by_json, by_flags in zip(parse(run)[:2], parse_arguments(FINE_TUNING, flags)[:2], strict=True):
         assert by_json == by_flags
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("finetune_*.json")), ids=lambda config: config.stem)
 def test_configs_are_complete(config):
-    arguments, data_arguments, training_arguments = run_finetuning.parse_arguments([str(config)])
+    arguments, data_arguments, training_arguments = parse_arguments(FINE_TUNING, [str(config)])
     assert training_arguments.output_dir == f"outputs/{config.stem}" and data_arguments.dataset.startswith("data/")
 
 

@@ -346,8 +346,8 @@ def one_row(tmp_path_factory) -> str:
         ({"distinct_column": "concept"}, "distinct_column='concept' is no column"),
         ({"dataset": "0.tar", "distinct_column": "group"}, "needs rows to choose from, not a stream"),
         ({"dataset": "0.tar", "image_column": "jpg"}, "image_column must be 'image' with tar shards"),
-        ({"dataset": "0.tar", "eval_split": "test"}, "tar shards have no splits"),
-        ({"eval_dataset": "elsewhere"}, "needs eval_split"),
+        ({"dataset": "0.tar", "validation_split": "test"}, "tar shards have no splits"),
+        ({"validation_dataset": "elsewhere"}, "needs validation_split"),
         ({"augment_on_device": True}, "augment_on_device needs augmentation"),
         ({"max_broken_fraction": 1.5}, "max_broken_fraction must be from 0 to 1"),
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1"),
@@ -375,12 +375,12 @@ def test_captions_that_are_no_strings_are_refused(one_row):
 
 def test_evaluation_takes_the_first_caption_and_refuses_none(tmp_path):
     rows = [{"image": {"bytes": PICTURE, "path": None}, "caption": ["a", "b"]}]
-    arguments = DataArguments(dataset=write_dataset(tmp_path / "data", rows), eval_split="train")
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "data", rows), validation_split="train")
     row = load_eval_dataset(arguments)[0]
     assert row["caption"] == "a" and row["image"].size == (8, 8)
     rows[0]["caption"] = []
-    arguments = DataArguments(dataset=write_dataset(tmp_path / "none", rows), eval_split="train")
-    with pytest.raises(ValueError, match="eval_split='train' must hold rows, each with a caption"):
+    arguments = DataArguments(dataset=write_dataset(tmp_path / "none", rows), validation_split="train")
+    with pytest.raises(ValueError, match="validation_split='train' must hold rows, each with a caption"):
         load_eval_dataset(arguments)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from transformers import pipeline
 
+from run_scripts.arguments import parse_arguments
 from run_scripts.prepare_synthetic_pairs import draw_pair
-from run_scripts.run_finetuning import finetune, parse_arguments
+from run_scripts.training.arguments import FINE_TUNING
+from run_scripts.training.finetuning import finetune
 
 
 # ## Your folder
@@ -42,7 +44,7 @@ for split, num_pictures in (("train", 240), ("test", 60)):
 # starts from the zero-shot one: the weight of a class is the embedding of its caption.
 
 flags = {
-    "model_name_or_path": folder / "pretrained",
+    "model": folder / "pretrained",
     "task": "classification",
     "dataset": folder / "pictures",
     "validation_split": "test",
@@ -55,7 +57,8 @@ flags = {
     "report_to": "none",
     "use_cpu": True,
 }
-finetune(*parse_arguments([word for name, value in flags.items() for word in (f"--{name}", str(value))]))
+words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+finetune(*parse_arguments(FINE_TUNING, words))
 
 # The test split was evaluated before and after; both results are beside the model.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts.arguments import parse_arguments
 from run_scripts.prepare_synthetic_pairs import (
     COLORS,
     SHAPES,
@@ -22,7 +23,8 @@ from run_scripts.prepare_synthetic_pairs import (
     draw_pair,
     prepare_synthetic_pairs,
 )
-from run_scripts.run_pretraining import parse_arguments, train
+from run_scripts.training.arguments import PRETRAINING
+from run_scripts.training.pretraining import train
 
 
 # ## The data
@@ -64,9 +66,10 @@ run = {
 run_file = folder / "pretrain.json"
 run_file.write_text(json.dumps(run, indent=2))
 
-# On the command line this is `python -m run_scripts.run_pretraining outputs/tutorials/pretrain.json`.
+# On the command line this is `python -m run_scripts.run_pretraining outputs/tutorials/pretrain.json`; flags after the
+# file override it.
 
-train(*parse_arguments([str(run_file)]))
+train(*parse_arguments(PRETRAINING, [str(run_file)]))
 
 # ## What it has learnt
 #

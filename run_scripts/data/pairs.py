@@ -275,10 +275,10 @@ def load_eval_dataset(arguments: DataArguments) -> Dataset:
         ValueError: there are none, a column is missing, or a row has no caption.
     """
     image_column, caption_column = arguments.image_column, arguments.caption_column
-    is_same = arguments.eval_dataset is None
+    is_same = arguments.validation_dataset is None
     dataset = open_dataset(
-        arguments.dataset if is_same else arguments.eval_dataset,
-        arguments.eval_split,
+        arguments.dataset if is_same else arguments.validation_dataset,
+        arguments.validation_split,
         config_name=arguments.config_name if is_same else None,
     )
     check_columns(dataset, image_column=image_column, caption_column=caption_column)
@@ -286,6 +286,6 @@ def load_eval_dataset(arguments: DataArguments) -> Dataset:
         caption[0] if isinstance(caption, list) and caption else caption for caption in dataset[caption_column]
     ]
     if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-        raise ValueError(f"eval_split={arguments.eval_split!r} must hold rows, each with a caption")
+        raise ValueError(f"validation_split={arguments.validation_split!r} must hold rows, each with a caption")
     dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image())
     return dataset.add_column(caption_column, captions)

@@ -30,6 +30,7 @@ from modeling_fdt.modeling_fdt import cap_logit_scale, contrastive_logits, contr
 from run_scripts.data.batches import DistinctBatchSampler
 from run_scripts.evaluation.code_usage import count_active, usage_entropy
 from run_scripts.evaluation.retrieval import pair_retrieval
+from run_scripts.training.arguments import FDTTrainingOptions
 from run_scripts.training.cached_gradients import cached_gradient_losses
 from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
 from run_scripts.training.code_health import CodeUsage, reseed_codes
@@ -45,54 +46,18 @@ CLIP_LOGIT_SCALE_MAX = math.log(100)
 
 
 @dataclass
-class FDTTrainingArguments(TrainingArguments):
+class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
     """transformers' own, with the defaults that a contrastive loss over image-text pairs needs, and what FDT adds."""
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "The loss depends on the batch size."})
     ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every parameter takes part."})
 
-    logit_scale_min: float | None = field(
-        default=None,
-        metadata={"help": "Clamp logit_scale, a natural logarithm, from below before and after each step."},
-    )
-    logit_scale_max: float | None = field(default=None, metadata={"help": "Likewise from above."})
-    temperature_decay: float | None = field(
-        default=None,
-        metadata={"help": "Factor on the temperature of grounding for every temperature_decay_steps steps."},
-    )
-    temperature_decay_steps: int | None = field(default=None, metadata={"help": "See temperature_decay."})
-    temperature_min: float | None = field(default=None, metadata={"help": "Floor of the decaying temperature."})
-    dead_code_steps: int = field(
-        default=1000, metadata={"help": "A code is dead when no image or caption used it for so many steps."}
-    )
-    reseed_dead_codes: bool = field(
-        default=False, metadata={"help": "Every dead_code_steps steps, put token features in place of dead codes."}
-    )
-    usage_entropy_weight: float = field(
-        default=0.0, metadata={"help": "Reward in the loss, per nat, for the entropy of mean code weights."}
-    )
-
     def __post_init__(self):
-        super().__post_init__()
+        TrainingArguments.__post_init__(self)
+        FDTTrainingOptions.__post_init__(self)
         if self.temperature_decay is not None and self.load_best_model_at_end:
             raise ValueError("load_best_model_at_end restores weights alone, not the temperature of temperature_decay")
-        if None not in (self.logit_scale_min, self.logit_scale_max) and self.logit_scale_min > self.logit_scale_max:
-            raise ValueError(
-                f"logit_scale_min must not exceed logit_scale_max, got {self.logit_scale_min} > {self.logit_scale_max}"
-            )
-        if self.temperature_decay is None:
-            for name in ("temperature_decay_steps", "temperature_min"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs temperature_decay, got {name}={getattr(self, name)} alone")
-        else:
-            for name in ("temperature_decay", "temperature_decay_steps"):
-                if (getattr(self, name) or 0) <= 0:
-                    raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.dead_code_steps < 1:
-            raise ValueError(f"dead_code_steps must be at least 1, got {self.dead_code_steps}")
-        if self.usage_entropy_weight < 0:
-            raise ValueError(f"usage_entropy_weight must be at least 0, got {self.usage_entropy_weight}")
 
 
 class FDTTrainer(Trainer):

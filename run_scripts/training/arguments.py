@@ -1,0 +1,156 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of pretraining and fine-tuning; light, so that help and refusals come at once."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from run_scripts.arguments import DataArguments, LateArguments, TrainingDataArguments, parse_json
+
+
+LORA_TARGET_MODULES = ["q_proj", "v_proj"]  # of CLIP's and SigLIP's attention
+
+
+@dataclass
+class ModelArguments:
+    """What to train: a checkpoint, or a new model by its configuration."""
+
+    model: str | None = field(default=None, metadata={"help": "Checkpoint with its processor."})
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of FDTConfig, for a new model; with model_type clip, a CLIP's two towers."},
+    )
+    image_processor_config: dict | str | None = field(
+        default=None, metadata={"help": "Options of FDTImageProcessor, for a new model."}
+    )
+
+    def __post_init__(self):
+        self.model_config = parse_json("model_config", self.model_config)
+        self.image_processor_config = parse_json("image_processor_config", self.image_processor_config)
+        if (self.model is None) == (self.model_config is None):
+            raise ValueError(
+                f"give either model or model_config, got model={self.model!r} and model_config={self.model_config!r}"
+            )
+        if self.model is not None and self.image_processor_config is not None:
+            raise ValueError("image_processor_config is for new models; a checkpoint brings its own image processor")
+
+
+@dataclass
+class FineTuningArguments:
+    """What to fine-tune, to what end, and which of its weights."""
+
+    model: str = field(metadata={"help": "An FDT checkpoint with its processor: a folder or a Hub name."})
+    task: Literal["classification", "contrastive"] = field(
+        metadata={"help": "Labelled pictures for an image classifier, or captioned ones for the model itself."}
+    )
+    train: Literal["all", "classifier", "lora"] = field(
+        default="all",
+        metadata={"help": "All weights, the classifier alone (a linear probe), or LoRA adapters and the classifier."},
+    )
+    zero_shot_template: str | None = field(
+        default=None,
+        metadata={"help": "Caption of a class, with {} for its name: start from the zero-shot classifier it makes."},
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the adapters, with train=lora."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Names of linear or convolutional modules of the towers; default {LORA_TARGET_MODULES}."},
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "Save the whole model with the adapters merged in, not the adapters alone."}
+    )
+
+    def __post_init__(self):
+        if self.task == "contrastive":
+            if self.train == "classifier":
+                raise ValueError("train='classifier' needs task='classification', got task='contrastive'")
+            if self.zero_shot_template is not None:
+                raise ValueError("zero_shot_template needs task='classification', got task='contrastive'")
+        if self.zero_shot_template is not None and self.zero_shot_template.count("{}") != 1:
+            raise ValueError(f"zero_shot_template must hold {{}} once, got {self.zero_shot_template!r}")
+        if self.train == "lora" and (self.lora_rank is None or self.lora_rank < 1):
+            raise ValueError(f"train='lora' needs a lora_rank of at least 1, got {self.lora_rank}")
+        for name in ("lora_rank", "lora_target_modules", "merge_lora"):
+            if self.train != "lora" and getattr(self, name):
+                raise ValueError(f"{name} needs train='lora', got train={self.train!r}")
+
+
+@dataclass(kw_only=True)
+class FineTuningDataArguments(TrainingDataArguments):
+    """What to fine-tune and to evaluate on."""
+
+    label_column: str = field(default="label", metadata={"help": "Column of classes: numbers with names, or names."})
+    validation_share: float | None = field(
+        default=None, metadata={"help": "Share of split to hold out instead of validation_split, drawn by seed."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.validation_split is None) == (self.validation_share is None):
+            raise ValueError(
+                "give either validation_split or validation_share, got "
+                f"validation_split={self.validation_split!r} and validation_share={self.validation_share!r}"
+            )
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share}")
+        if self.validation_split == self.split:
+            raise ValueError(f"validation_split must not be split, got {self.split!r} for both")
+
+
+@dataclass
+class FDTTrainingOptions:
+    """What FDT adds to transformers' TrainingArguments."""
+
+    logit_scale_min: float | None = field(
+        default=None,
+        metadata={"help": "Clamp logit_scale, a natural logarithm, from below before and after each step."},
+    )
+    logit_scale_max: float | None = field(default=None, metadata={"help": "Likewise from above."})
+    temperature_decay: float | None = field(
+        default=None,
+        metadata={"help": "Factor on the temperature of grounding for every temperature_decay_steps steps."},
+    )
+    temperature_decay_steps: int | None = field(default=None, metadata={"help": "See temperature_decay."})
+    temperature_min: float | None = field(default=None, metadata={"help": "Floor of the decaying temperature."})
+    dead_code_steps: int = field(
+        default=1000, metadata={"help": "A code is dead when no image or caption used it for so many steps."}
+    )
+    reseed_dead_codes: bool = field(
+        default=False, metadata={"help": "Every dead_code_steps steps, put token features in place of dead codes."}
+    )
+    usage_entropy_weight: float = field(
+        default=0.0, metadata={"help": "Reward in the loss, per nat, for the entropy of mean code weights."}
+    )
+
+    def __post_init__(self):
+        if None not in (self.logit_scale_min, self.logit_scale_max) and self.logit_scale_min > self.logit_scale_max:
+            raise ValueError(
+                f"logit_scale_min must not exceed logit_scale_max, got {self.logit_scale_min} > {self.logit_scale_max}"
+            )
+        if self.temperature_decay is None:
+            for name in ("temperature_decay_steps", "temperature_min"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs temperature_decay, got {name}={getattr(self, name)} alone")
+        else:
+            for name in ("temperature_decay", "temperature_decay_steps"):
+                if (getattr(self, name) or 0) <= 0:
+                    raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.dead_code_steps < 1:
+            raise ValueError(f"dead_code_steps must be at least 1, got {self.dead_code_steps}")
+        if self.usage_entropy_weight < 0:
+            raise ValueError(f"usage_entropy_weight must be at least 0, got {self.usage_entropy_weight}")
+
+
+def _load_training_arguments() -> type:
+    from run_scripts.training.trainer import FDTTrainingArguments
+
+    return FDTTrainingArguments
+
+
+TRAINING_ARGUMENTS = LateArguments(
+    preview=FDTTrainingOptions,
+    note="Every field of transformers.TrainingArguments is a flag too, such as --output_dir, --max_steps, "
+    "--learning_rate: https://huggingface.co/docs/transformers/main_classes/trainer",
+    load=_load_training_arguments,
+)
+PRETRAINING = (ModelArguments, DataArguments, TRAINING_ARGUMENTS)
+FINE_TUNING = (FineTuningArguments, FineTuningDataArguments, TRAINING_ARGUMENTS)
