@@ -278,7 +278,7 @@ def read_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
     if not isinstance(config, dict):
         raise ValueError(f"config {path} must hold a JSON object, got {config!r:.100}")
     parent = config.pop("extends", None)
-    return merge({} if parent is None else read_config(path.parent / parent, (*children, path)), config)
+    return config if parent is None else merge(read_config(path.parent / parent, (*children, path)), config)
 
 
 def merge(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

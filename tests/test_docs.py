@@ -1,6 +1,7 @@
 """What README and docs name exists: files, modules, flags, names that their examples import; and the site builds."""
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import re
@@ -13,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 @functools.cache
 def known_flags(module: str, *task: str) -> set[str]:
-    """The flags that a command's own `--help` lists."""
+    """The flags that a command's own `--help` lists, or refers to."""
     printed, argv = StringIO(), sys.argv
     sys.argv = [module, *task, "--help"]
     try:
@@ -45,7 +47,10 @@ def known_flags(module: str, *task: str) -> set[str]:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = argv
-    return set(re.findall(r"--[\w-]+", printed.getvalue()))
+    flags = set(re.findall(r"--[\w-]+", printed.getvalue()))
+    if "transformers.TrainingArguments" in printed.getvalue():
+        flags |= {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
+    return flags
 
 
 @every_page

@@ -55,9 +55,9 @@ class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
 
     def __post_init__(self):
         TrainingArguments.__post_init__(self)
-        FDTTrainingOptions.__post_init__(self)
         if self.temperature_decay is not None and self.load_best_model_at_end:
             raise ValueError("load_best_model_at_end restores weights alone, not the temperature of temperature_decay")
+        FDTTrainingOptions.__post_init__(self)
 
 
 class FDTTrainer(Trainer):
