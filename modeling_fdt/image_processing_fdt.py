@@ -1,8 +1,11 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Image processor of FDT models."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageOps
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -36,7 +39,8 @@ class FDTImageProcessor(PilBackend):
     Raises:
         ValueError: a picture cannot be decoded, has a mode or number of channels that cannot become RGB, or holds
             values that are not finite.
-        TypeError: an option has an unknown name.
+        TypeError: an option has an unknown name. A file that `save_pretrained` wrote may carry further options, since
+            another release may have written it.
 
     Source: yuxiaochen1103/FDT at commit ccf6983, evaluation transforms.
     """
@@ -54,9 +58,9 @@ class FDTImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs):
-        saved = {"auto_map", "image_processor_type", "processor_class"}  # what save_pretrained adds
-        unknown = set(kwargs) - set(self.valid_kwargs.__annotations__) - saved
-        if unknown:
+        unknown = set(kwargs) - set(self.valid_kwargs.__annotations__)
+        # What save_pretrained wrote names its class, and another release may have written it.
+        if unknown and "image_processor_type" not in kwargs:
             raise TypeError(
                 f"FDTImageProcessor has no option {sorted(unknown)}; its options are "
                 f"{sorted(self.valid_kwargs.__annotations__)}."
@@ -79,6 +83,31 @@ class FDTImageProcessor(PilBackend):
             raise ValueError("an image holds values that are not finite (NaN or infinity).")
         return image
 
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        **kwargs,
+    ) -> BatchFeature:
+        # transformers resizes all of an image before it crops: one of 1 x 4,000 pixels to 256 x 1,024,000.
+        if do_resize and do_center_crop:
+            images = [
+                self.center_crop(
+                    _resize_seen_part(image, size.shortest_edge, crop_size, resample)
+                    if _is_long(image, size)
+                    else self.resize(image, size, resample),
+                    crop_size,
+                )
+                for image in images
+            ]
+            do_resize = do_center_crop = False
+        options = {"size": size, "resample": resample, "crop_size": crop_size, **kwargs}
+        return super()._preprocess(images, do_resize=do_resize, do_center_crop=do_center_crop, **options)
+
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """The central part; torchvision rounds its corner half to even where transformers rounds it down."""
         height, width = image.shape[1:]
@@ -89,6 +118,38 @@ class FDTImageProcessor(PilBackend):
         height, width = image.shape[1:]
         top, left = round((height - size.height) / 2), round((width - size.width) / 2)
         return image[:, top : top + size.height, left : left + size.width]
+
+
+# The longest side, in pixels, to which a whole image is resized where only its centre is seen: 256 x 32,768 pixels
+# take 100 MB. Beyond, some values differ by one of 255 from those of the whole, since PIL rounds the part's edges.
+_LONGEST_RESIZED_SIDE = 32_768
+
+
+def _is_long(image: np.ndarray, size: SizeDict) -> bool:
+    if not size.shortest_edge or size.longest_edge or image.dtype != np.uint8 or len(image) != 3:
+        return False
+    return size.shortest_edge * max(image.shape[1:]) / min(image.shape[1:]) > _LONGEST_RESIZED_SIDE
+
+
+def _resize_seen_part(
+    image: np.ndarray, shortest_edge: int, crop_size: SizeDict, resample: PILImageResampling | None
+) -> np.ndarray:
+    """Of a long image, resized, what a central crop leaves of its long side."""
+    axis = int(np.argmax(image.shape[1:]))
+    long, short = image.shape[1 + axis], image.shape[2 - axis]
+    crop = (crop_size.height, crop_size.width)[axis]
+    resized = int(shortest_edge * long / short)
+    start = round((resized - crop) / 2)
+    first, last = start * long / resized, (start + crop) * long / resized
+    # Pixels up to three (Lanczos) of the coarser grid away take part. The image is cut at whole pixels, well outside:
+    # PIL keeps the box in float32, which is exact enough for the small numbers that are left.
+    margin = math.ceil(3 * max(long / resized, 1)) + 1
+    cut = max(int(first) - margin, 0)
+    pixels = Image.fromarray(image.take(range(cut, min(int(last) + margin, long)), axis=1 + axis).transpose(1, 2, 0))
+    first, last = first - cut, last - cut
+    box = (first, 0, last, short) if axis else (0, first, short, last)
+    pixels = pixels.resize((crop, shortest_edge) if axis else (shortest_edge, crop), resample, box=box)
+    return np.asarray(pixels).transpose(2, 0, 1)
 
 
 def _upright_8_bit(image: Image.Image) -> Image.Image:

@@ -1,6 +1,9 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of FDT models: pictures and captions to model inputs, and explanations back to pictures and words."""
 
+import math
+from typing import Any
+
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
@@ -45,7 +48,8 @@ class FDTProcessor(ProcessorMixin):
             images (`PIL.Image.Image`, array, tensor, URL, path, or a list of them, *optional*): pictures.
             text (`str` or `list[str]`, *optional*): captions.
             kwargs: options of the image processor and the tokenizer, e.g. `return_tensors="pt"`,
-                `padding="max_length"`.
+                `padding="max_length"`. Padding to a multiple (`pad_to_multiple_of`) ends at the length that captions
+                are cut to.
 
         Returns:
             `BatchFeature` with `pixel_values` of shape `(num_images, 3, height, width)`, `input_ids` and
@@ -68,6 +72,7 @@ class FDTProcessor(ProcessorMixin):
         # Generic callers such as sentence-transformers pass the options of every modality there is.
         known = {f"{group}_kwargs" for group in ("text", "images", "audio", "videos", "common")} | {"return_tensors"}
         known |= set(TextKwargs.__annotations__) | set(ImagesKwargs.__annotations__)
+        known |= set(self.image_processor.valid_kwargs.__annotations__)
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ValueError(f"FDTProcessor has no option {unknown}; its options are {sorted(known)}.")
@@ -76,7 +81,28 @@ class FDTProcessor(ProcessorMixin):
                 raise ValueError(
                     "`return_attention_mask` must be True, got False: without it the model takes padding for words."
                 )
+        if text is not None:
+            kwargs = self._bound_padding(captions, kwargs)
         return super().__call__(images=images, text=text, **kwargs)
+
+    def _bound_padding(self, captions: list[str] | tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`kwargs` with the length that `pad_to_multiple_of` comes to; transformers refuses it beside truncation."""
+        text_kwargs = dict(kwargs.get("text_kwargs", {}))
+        options = {"padding": True, "truncation": True, **kwargs, **text_kwargs}
+        multiple, longest = options.get("pad_to_multiple_of"), options.get("max_length")
+        is_off = {False, None, "do_not_pad", "do_not_truncate"}
+        if multiple is None or options["padding"] in is_off or options["truncation"] in is_off:
+            return kwargs
+        width = longest = longest or self.tokenizer.model_max_length
+        if options["padding"] != "max_length":
+            cut = {
+                name: options[name] for name in ("truncation", "max_length", "add_special_tokens") if name in options
+            }
+            longest_caption = max(len(ids) for ids in self.tokenizer(list(captions), **cut)["input_ids"])
+            width = min(math.ceil(longest_caption / multiple) * multiple, longest)
+        padding = {"padding": "max_length", "max_length": width, "pad_to_multiple_of": None}
+        flat = {name: value for name, value in kwargs.items() if name not in padding}
+        return {**flat, "text_kwargs": {**text_kwargs, **padding}}
 
     def get_crop_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
         r"""

@@ -1,14 +1,16 @@
 """FDTImageProcessor and FDTProcessor: exact geometry, every kind of picture, bad input, round trips."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
-from modeling_fdt import FDTImageProcessor, FDTProcessor, FDTTokenizer
+from modeling_fdt import FDTImageProcessor, FDTProcessor, FDTTokenizer, image_processing_fdt
 from tests.conftest import needs_auto_image_processor
 
 
@@ -121,6 +123,82 @@ def test_unknown_options_are_refused():
         FDTImageProcessor(corp_size=224)
     with pytest.raises(TypeError, match="corp_size"):
         FDTImageProcessor()(Image.new("RGB", (8, 8)), corp_size=224)
+
+
+@pytest.mark.parametrize("load", [FDTImageProcessor.from_pretrained, FDTProcessor.from_pretrained])
+def test_a_file_of_another_release_may_have_further_options(load, tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["image_processor"]["option_of_the_future"] = 1
+    file.write_text(json.dumps(content))
+    reloaded = load(tmp_path)
+    image_processor = getattr(reloaded, "image_processor", reloaded)
+    assert image_processor.crop_size["height"] == 32 and image_processor.to_dict()["option_of_the_future"] == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 401), (701, 5), (300, 10_011)])
+@pytest.mark.parametrize("resample", Image.Resampling)
+def test_the_seen_part_of_a_long_image_is_that_of_the_whole(shape, resample, monkeypatch):
+    image = Image.fromarray(noise(*shape))
+    processor = FDTImageProcessor(resample=resample, do_normalize=False, do_rescale=False)
+    expected = processor(image, return_tensors="np").pixel_values.astype(int)
+    monkeypatch.setattr(image_processing_fdt, "_LONGEST_RESIZED_SIDE", 4096)
+    difference = np.abs(expected - processor(image, return_tensors="np").pixel_values)
+    # PIL takes the part's edges in float32: here and there a value is rounded to the other side.
+    assert difference.max() <= 1 and (difference > 0).mean() < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1)])
+def test_of_a_very_long_image_only_the_seen_part_is_resized(shape, monkeypatch):
+    sides = []
+    resize = Image.Image.resize
+
+    def record(self, size, *args, **kwargs):
+        sides.extend(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    pixels = np.zeros((*shape, 3), dtype=np.uint8)
+    pixels.reshape(-1, 3)[2000:] = 255
+    result = FDTImageProcessor(do_normalize=False)(Image.fromarray(pixels), return_tensors="np").pixel_values[0, 0]
+    assert sides and max(sides) == 256
+    profile = result[0] if shape[0] == 1 else result[:, 0]
+    np.testing.assert_allclose(profile, (np.arange(224) + 16.5) / 256, atol=1 / 255)  # from the one to the other
+
+
+def test_options_of_other_image_processors_are_taken(tokenizer):
+    image_processor = ConvNextImageProcessorPil(size={"shortest_edge": 32})
+    processor = FDTProcessor(image_processor, tokenizer)
+    image = Image.fromarray(noise(40, 50))
+    result = processor(images=image, crop_pct=0.5, return_tensors="np").pixel_values
+    np.testing.assert_array_equal(result, image_processor(image, crop_pct=0.5, return_tensors="np").pixel_values)
+    with pytest.raises(ValueError, match="no option .*crop_ptc"):
+        processor(images=image, crop_ptc=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({}, 8),
+        ({"text_kwargs": {"padding": True}}, 8),
+        ({"padding": "max_length"}, 77),
+        ({"padding": "max_length", "max_length": 20}, 20),
+        ({"truncation": False}, 8),
+        ({"padding": False}, None),
+    ],
+)
+def test_padding_to_a_multiple(options, width, tiny_processor):
+    plain = tiny_processor(text=["a cat", "a cat sleeps"], padding=False)["input_ids"]
+    result = tiny_processor(text=["a cat", "a cat sleeps"], pad_to_multiple_of=8, **options)
+    assert [sum(mask) for mask in result["attention_mask"]] == [4, 5]
+    assert [ids[: len(row)] for ids, row in zip(result["input_ids"], plain, strict=True)] == plain
+    assert [len(ids) for ids in result["input_ids"]] == ([4, 5] if width is None else [width] * 2)
+
+
+def test_padding_to_a_multiple_stays_within_the_context(tiny_processor):
+    ids = tiny_processor(text=["cat " * 100, "a"], pad_to_multiple_of=8, return_tensors="pt")["input_ids"]
+    assert ids.shape == (2, 77) and ids[0, -1] == 49408
 
 
 def test_processor_output(tiny_processor, images, captions):
