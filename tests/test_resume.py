@@ -13,7 +13,9 @@ import torch
 from datasets import Dataset
 
 from modeling_fdt import FDTModel
-from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, ReproducibleCollator, find_last_checkpoint
+from run_scripts.data.batches import ReproducibleCollator
+from run_scripts.training.reproducible import find_last_checkpoint
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 
 

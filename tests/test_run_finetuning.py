@@ -445,7 +445,7 @@ def test_two_processes_with_adapters_equal_one(folder, tmp_path):
 
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["before"] for name in ("one", "two"))
     # The same embeddings in the same order; the loss depends on the batches of evaluation.
-    recalls = [name for name in one if "recall" in name]
+    recalls = [name for name in one if "R@" in name]
     assert len(recalls) == 6 and all(one[name] == two[name] for name in recalls)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and any(weight.abs().max() > 1e-3 for n, weight in one.items() if "lora_B" in n)

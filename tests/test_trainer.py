@@ -143,10 +143,21 @@ def test_logit_scale_stays_in_its_range(tmp_path):
     assert any(scale in (pytest.approx(3.0), pytest.approx(3.2)) for scale in scales)  # a step of 0.5 leaves it
 
 
+def test_every_row_is_evaluated(tmp_path):
+    trainer = make_trainer(make_fdt(), tmp_path, per_device_eval_batch_size=8)
+    rows = make_pairs(30)
+    image_embeds, _ = trainer.predict(rows).predictions
+    assert len(image_embeds) == 30
+    batches = [len(batch["input_ids"]) for batch in trainer.get_eval_dataloader(rows)]
+    assert batches == [8, 8, 8, 6] and trainer.args.dataloader_drop_last
+
+
 @pytest.mark.parametrize("logit_scale_max", [None, 6.0, 4.0])
 def test_clip_never_exceeds_the_cap_of_its_loss(logit_scale_max, tmp_path):
     model = make_clip()
-    trainer = make_trainer(model, tmp_path, optim="sgd", learning_rate=1e-3, max_grad_norm=0.0, logit_scale_max=logit_scale_max)
+    trainer = make_trainer(
+        model, tmp_path, optim="sgd", learning_rate=1e-3, max_grad_norm=0.0, logit_scale_max=logit_scale_max
+    )
     trainer.eval_dataset = make_pairs(4)
     after = []
     # A step of 1, from 2.66 on.

@@ -1,8 +1,11 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Batches of pairs: which rows meet in one, and how they become inputs of the model."""
 
+import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,3 +114,49 @@ class ContrastiveCollator:
 def draw_seed() -> int:
     """A number drawn by torch's generator."""
     return int(torch.randint(2**62, ()))
+
+
+class ReproducibleCollator:
+    """Collates a batch with random numbers that depend on the seed and the batch alone.
+
+    Batches are made ahead of training and in other processes. With the global generators' numbers, augmentation would
+    depend on how many workers there are and on where a run was resumed.
+
+    Args:
+        collator: turns rows into model inputs, with random numbers of Python, numpy or torch.
+        seed: together with what the rows say (not their pictures) the seed of a batch.
+    """
+
+    def __init__(self, collator: Callable[[list], Any], seed: int):
+        self.collator, self.seed = collator, seed
+
+    def __call__(self, rows: list) -> Any:
+        digest = hashlib.blake2b(_to_bytes((self.seed, rows)), digest_size=4).digest()
+        with _seeded(int.from_bytes(digest, "little")):
+            return self.collator(rows)
+
+
+def _to_bytes(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return _to_bytes(list(value.items()))
+    if isinstance(value, list | tuple):
+        return b"(" + b",".join(map(_to_bytes, value)) + b")"
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return np.asarray(value).tobytes()
+    if isinstance(value, str | bytes | int | float | None):
+        return repr(value).encode()
+    return type(value).__name__.encode()
+
+
+@contextmanager
+def _seeded(seed: int):
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # not the devices': dropout draws from those
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -32,7 +32,8 @@ from run_scripts.training.arguments import (
     FineTuningArguments,
     FineTuningDataArguments,
 )
-from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
+from run_scripts.training.reproducible import ReproducibleTrainer
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)
@@ -134,14 +135,6 @@ class ClassificationCollator(ContrastiveCollator):
             inputs = BatchFeature({"pixel_values": self.augment(images)})
         inputs["labels"] = torch.tensor([row[self.label_column] for row in rows])
         return inputs
-
-
-class ClassificationTrainer(EvaluatesAsInUse, Trainer):
-    """Trainer of an image classifier."""
-
-
-class ContrastiveTrainer(EvaluatesAsInUse, FDTTrainer):
-    """FDTTrainer of a model that was trained before."""
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -349,7 +342,7 @@ def build_trainer(
         target_modules = arguments.lora_target_modules or LORA_TARGET_MODULES
         parts["model"] = add_lora(parts["model"], arguments.lora_rank, target_modules)
     keep_statistics_of_frozen_norms(parts["model"])
-    trainer_class = ClassificationTrainer if is_classifier else ContrastiveTrainer
+    trainer_class = ReproducibleTrainer if is_classifier else FDTTrainer
     return trainer_class(**parts, args=training_arguments, processing_class=processor)
 
 

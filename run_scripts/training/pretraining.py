@@ -23,7 +23,7 @@ from run_scripts.data.pairs import (
 )
 from run_scripts.training.arguments import ModelArguments
 from run_scripts.training.baselines import build_clip
-from run_scripts.training.trainer import EvaluatesAsInUse, FDTTrainer, FDTTrainingArguments, compute_retrieval
+from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel}
 
 
-class PretrainingTrainer(EvaluatesAsInUse, FDTTrainer):
+class PretrainingTrainer(FDTTrainer):
     """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to."""
 
     def __init__(self, *args, data_collator: ContrastiveCollator, **kwargs):

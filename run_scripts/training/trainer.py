@@ -1,28 +1,19 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """What contrastive training adds to transformers' Trainer."""
 
-import hashlib
-import json
 import logging
 import math
-import random
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
 from modeling_fdt.model_card import describe_training, write_model_card
@@ -34,6 +25,7 @@ from run_scripts.training.arguments import FDTTrainingOptions
 from run_scripts.training.cached_gradients import cached_gradient_losses
 from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
 from run_scripts.training.code_health import CodeUsage, reseed_codes
+from run_scripts.training.reproducible import ReproducibleTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +52,7 @@ class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
         FDTTrainingOptions.__post_init__(self)
 
 
-class FDTTrainer(Trainer):
+class FDTTrainer(ReproducibleTrainer):
     """Trains a two-tower model (FDT, CLIP, ...) with the contrastive loss of the global batch.
 
     The global batch are the pairs of all processes and of all `gradient_accumulation_steps` micro-batches. The model
@@ -79,7 +71,6 @@ class FDTTrainer(Trainer):
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.distinct_column = distinct_column
-        self.data_collator = ReproducibleCollator(self.data_collator, self.args.seed)
         self._check_arguments()
         logit_scale_range = self.args.logit_scale_min, self.args.logit_scale_max
         if not hasattr(self.model.config, "logit_scale_max"):
@@ -256,49 +247,17 @@ class FDTTrainer(Trainer):
 
     # Checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """
-        Train.
-
-        Args:
-            resume_from_checkpoint: a checkpoint's folder; or True (or "true", as a flag) for the last complete one in
-                `output_dir`, and a fresh start where there is none.
-
-        Raises:
-            ValueError: the checkpoint that is named is not complete.
-        """
-        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+    def begin_run(self, checkpoint: str | None) -> None:
         self.pairs_seen = self._num_pairs = 0
         self.code_usage = None
         if hasattr(self.model.config, "codebook_size"):
             self.code_usage = CodeUsage(self.model.config.codebook_size, self.args.device)
-        if checkpoint is not None and (Path(checkpoint) / PROGRESS_NAME).exists():
+        if checkpoint is not None:
             progress = torch.load(Path(checkpoint) / PROGRESS_NAME, map_location="cpu", weights_only=True)
             self.pairs_seen = progress["pairs_seen"]
             if self.code_usage is not None:
                 self.code_usage.steps_unused = progress["steps_unused"].to(self.args.device)
         self._logged = self.pairs_seen, time.perf_counter()
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
-
-    def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        if str(resume_from_checkpoint).lower() in ("none", "false"):
-            return None
-        if str(resume_from_checkpoint).lower() != "true":
-            if not is_complete(resume_from_checkpoint):
-                raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint!r} is no complete checkpoint")
-            return resume_from_checkpoint
-        # One process decides: another may not see the same files yet.
-        checkpoint = broadcast_object_list([find_last_checkpoint(self.args.output_dir)])[0]
-        if checkpoint is None:
-            logger.info("No complete checkpoint in %s: training starts afresh.", self.args.output_dir)
-        return checkpoint
-
-    def _save_checkpoint(self, model, trial) -> None:
-        if self.args.should_save:
-            # A checkpoint that is written over one of the same step is not complete until it is written anew.
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # A model is saved with the code of its class, and FSDP2 gives it a class of its own.
@@ -310,15 +269,14 @@ class FDTTrainer(Trainer):
             self.model.__class__ = sharded_class
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
         self._take_pairs()
         progress = {"pairs_seen": self.pairs_seen}
         if self.code_usage is not None:
             progress["steps_unused"] = self.code_usage.synchronize()
         if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(progress, Path(output_dir) / PROGRESS_NAME)
-        # Trainer's state is written next, and last: then every process has written its part.
-        self.accelerator.wait_for_everyone()
+        super()._save_rng_state(output_dir)
 
     # The Hub
 
@@ -338,93 +296,7 @@ class FDTTrainer(Trainer):
             )
 
 
-class EvaluatesAsInUse:
-    """Makes a Trainer evaluate on every row, without augmentation.
-
-    Args:
-        eval_collator: as `data_collator`, for evaluation.
-    """
-
-    def __init__(self, *args, eval_collator: Callable[[list], Any], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eval_collator = eval_collator
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        in_training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = in_training
-
-
 def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
     """The metrics of retrieval among all images and captions of a split, by the names that evaluation gives them."""
     image_embeds, text_embeds = (torch.from_numpy(embeds) for embeds in prediction.predictions)
     return {name: metric.value for name, metric in pair_retrieval(image_embeds, text_embeds, captions).items()}
-
-
-def is_complete(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint was written to its end: whether Trainer's state, which is written last, can be read."""
-    try:
-        json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
-    return True
-
-
-def find_last_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the latest step, or None. Not transformers' own: that one takes incomplete ones."""
-    steps = [path.name.removeprefix("checkpoint-") for path in Path(output_dir).glob("checkpoint-*")]
-    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
-        checkpoint = Path(output_dir) / f"checkpoint-{step}"
-        if is_complete(checkpoint):
-            return str(checkpoint)
-        logger.warning("%s is not complete and is passed over.", checkpoint)
-    return None
-
-
-class ReproducibleCollator:
-    """Collates a batch with random numbers that depend on the seed and the batch alone.
-
-    Batches are made ahead of training and in other processes. With the global generators' numbers, augmentation would
-    depend on how many workers there are and on where a run was resumed.
-
-    Args:
-        collator: turns rows into model inputs, with random numbers of Python, numpy or torch.
-        seed: together with what the rows say (not their pictures) the seed of a batch.
-    """
-
-    def __init__(self, collator: Callable[[list], Any], seed: int):
-        self.collator, self.seed = collator, seed
-
-    def __call__(self, rows: list) -> Any:
-        digest = hashlib.blake2b(_to_bytes((self.seed, rows)), digest_size=4).digest()
-        with _seeded(int.from_bytes(digest, "little")):
-            return self.collator(rows)
-
-
-def _to_bytes(value: Any) -> bytes:
-    if isinstance(value, dict):
-        return _to_bytes(list(value.items()))
-    if isinstance(value, list | tuple):
-        return b"(" + b",".join(map(_to_bytes, value)) + b")"
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return np.asarray(value).tobytes()
-    if isinstance(value, str | bytes | int | float | None):
-        return repr(value).encode()
-    return type(value).__name__.encode()
-
-
-@contextmanager
-def _seeded(seed: int):
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # not the devices': dropout draws from those
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
