@@ -116,17 +116,19 @@ def make_sprites(records: list[dict], styles: dict[str, list[str]]) -> list[Spri
         records: what `load_drawings` gives.
         styles: the styles of each split; what training or test cannot show at all is left out.
     """
-    subjects = list_subjects()
-    records = [record for record in records if record["concept"] in subjects]
-    drawn = {(record["style"], subjects[record["concept"]].concept) for record in records}
-
-    def is_drawn(concept: str, split: str) -> bool:
-        return any((style, concept) in drawn for style in styles[split])
-
+    subjects = {style: list_subjects(style) for of_split in styles.values() for style in of_split}
+    found = [
+        (record, subject)
+        for record in records
+        if (subject := subjects[record["style"]].get(record["concept"])) is not None
+    ]
+    drawn = {
+        split: {subject.concept for record, subject in found if record["style"] in styles[split]} for split in styles
+    }
     return [
         make_sprite(render(record["drawing"], SPRITE_SIZE), subject, record["style"])
-        for record in records
-        if is_drawn((subject := subjects[record["concept"]]).concept, "train") and is_drawn(subject.concept, "test")
+        for record, subject in found
+        if subject.concept in drawn["train"] & drawn["test"]
     ]
 
 

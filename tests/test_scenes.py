@@ -53,8 +53,8 @@ def scenes(folder) -> SceneDataset:
 
 
 # A reader of captions that knows nothing of how they are made.
-CONCEPTS = {subject.concept for subject in list_subjects().values()} - {""}
-ACTIONS = {subject.action for subject in list_subjects().values()} - {None}
+CONCEPTS = {subject.concept for subject in list_subjects("twemoji").values()} - {""}
+ACTIONS = {subject.action for subject in list_subjects("twemoji").values()} - {None}
 NOUNS = {name: concept for concept in CONCEPTS for name in (concept, plural(concept))}
 COUNTS = {"a": 1, "an": 1, **{word: number for number, word in NUMBERS.items()}}
 

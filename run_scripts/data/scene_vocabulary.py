@@ -26,11 +26,11 @@ THINGS = {
     ),
     "places": "🏠 house, 🏰 castle, ⛺ tent, 🌋 volcano, ⛪ church",
     "sky": "☁ cloud, 🌙 moon, ⭐ star, 🌈 rainbow",
-    "clothing": "👔 tie, 👕 shirt, 👗 dress, 👜 handbag, 🎒 backpack, 👟 shoe, 👢 boot, 👑 crown, 🎩 hat",
+    "clothing": "👕 shirt, 👗 dress, 👜 handbag, 🎒 backpack, 👟 shoe, 👢 boot, 👑 crown, 🎩 hat",
     "music": "🎸 guitar, 🎺 trumpet, 🎻 violin, 🥁 drum, 🎷 saxophone",
     "games": "🎈 balloon, 🎁 gift, 🏆 trophy, ⚽ soccer ball, 🏀 basketball, 🎾 tennis ball, 🎯 target, 🧸 teddy bear",
     "objects": (
-        "💍 ring, 💎 diamond, 🔔 bell, 📱 phone, 💻 laptop, 📺 television, 📷 camera, 💡 light bulb, 🕯 candle, "
+        "💎 diamond, 🔔 bell, 📱 phone, 💻 laptop, 📺 television, 📷 camera, 💡 light bulb, 🕯 candle, "
         "📕 book, ✏ pencil, 🔒 lock, 🔑 key, 🔨 hammer, 💣 bomb, 🛡 shield, 🔬 microscope, 🚪 door, 🛏 bed, "
         "☂ umbrella, ⚓ anchor, ⏰ clock, ✉ envelope, 🚦 traffic light, 📎 paperclip, 🔥 fire"
     ),
@@ -46,6 +46,11 @@ PEOPLE_BY_SIGN = (
     "🧗 climbing, 🏌 golfing, 🧘 meditating, 🙋 waving"
 )
 PEOPLE_BY_OBJECT = "🍳 cooking, 🎨 painting, 🎤 singing, 🏫 teaching, 💻 typing"
+# Styles from before those signs draw a man.
+MEN_WITHOUT_SIGN = (
+    "🏃 running, 🚶 walking, 🏊 swimming, 🏄 surfing, 🚣 rowing, 🚴 cycling, 🏋 lifting weights, 🏌 golfing"
+)
+STYLES_WITHOUT_SIGN = ("emojione", "emojione-v1", "fxemoji")
 DANCERS = "🕺 man dancing, 💃 woman dancing"
 
 # Small drawings of things that no caption ever names.
@@ -81,8 +86,8 @@ class Subject:
     action: str | None = None
 
 
-def list_subjects() -> dict[str, Subject]:
-    """What is drawn by each emoji of the vocabulary, by its code points."""
+def list_subjects(style: str) -> dict[str, Subject]:
+    """What each emoji of the vocabulary shows in a style, by its code points."""
     subjects = {}
 
     def add(characters: str, *subject: str | None) -> None:
@@ -90,24 +95,28 @@ def list_subjects() -> dict[str, Subject]:
         subjects[code_points] = Subject(*subject)
 
     for category, things in THINGS.items():
-        for thing in things.split(", "):
-            characters, name = thing.split(" ", 1)
+        for characters, name in _parse(things):
             add(characters, name, category)
-    for text, category in ((ANIMAL_ACTIONS, "animals"), (DANCERS, "people")):
-        for thing in text.split(", "):
-            characters, name, action = thing.split(" ")
-            add(characters, name, category, action)
-    for text, man, woman in (
-        (PEOPLE_BY_SIGN, "{}\u200d♂", "{}\u200d♀"),
-        (PEOPLE_BY_OBJECT, "👨\u200d{}", "👩\u200d{}"),
-    ):
-        for thing in text.split(", "):
-            characters, action = thing.split(" ", 1)
-            add(man.format(characters), "man", "people", action)
-            add(woman.format(characters), "woman", "people", action)
+    for things, category in ((ANIMAL_ACTIONS, "animals"), (DANCERS, "people")):
+        for characters, name in _parse(things):
+            concept, action = name.split(" ")
+            add(characters, concept, category, action)
+    for characters, action in _parse(PEOPLE_BY_SIGN):
+        add(f"{characters}\u200d♂", "man", "people", action)
+        add(f"{characters}\u200d♀", "woman", "people", action)
+    for characters, action in _parse(PEOPLE_BY_OBJECT):
+        add(f"👨\u200d{characters}", "man", "people", action)
+        add(f"👩\u200d{characters}", "woman", "people", action)
+    if style in STYLES_WITHOUT_SIGN:
+        for characters, action in _parse(MEN_WITHOUT_SIGN):
+            add(characters, "man", "people", action)
     for characters in DISTRACTORS.split(" "):
         add(characters, "", "distractors")
     return subjects
+
+
+def _parse(things: str) -> list[list[str]]:
+    return [thing.split(" ", 1) for thing in things.split(", ")]
 
 
 def plural(concept: str) -> str:

@@ -73,11 +73,9 @@ class Cut:
         height, width = pixels.shape[:2]
         ratio = side / max(height, width)
         size = max(round(width * ratio), 1), max(round(height * ratio), 1)
-        # Multiplied before it is scaled: what is transparent has no colour that could bleed.
-        opacity = pixels[..., 3:].astype(np.float32) / 255
-        colors = (pixels[..., :3] * opacity).round().astype(np.uint8)
-        colors = np.asarray(Image.fromarray(colors).resize(size, Image.Resampling.LANCZOS))
-        alpha = np.asarray(Image.fromarray(pixels[..., 3]).resize(size, Image.Resampling.LANCZOS))[..., None]
+        # Multiplied by opacity before it is scaled: what is transparent has no colour that could bleed.
+        scaled = Image.fromarray(pixels).convert("RGBa").resize(size, Image.Resampling.HAMMING)
+        colors, alpha = np.split(np.asarray(scaled), [3], axis=-1)
         is_opaque = alpha[..., 0] >= 128
         return cls(np.minimum(colors, alpha), 255 - alpha, is_opaque, int(is_opaque.sum()))
 
@@ -111,7 +109,7 @@ def make_sprite(image: Image.Image, subject: Subject, style: str) -> Sprite:
 
 def find_colored_region(pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Where an RGBA image is of its most frequent hue, and the median hue, saturation and value there."""
-    hsv = np.asarray(Image.fromarray(pixels[..., :3]).convert("HSV")).astype(np.float32) / 255
+    hsv = _convert(pixels[..., :3], "RGB", "HSV").astype(np.float32) / 255
     hue, saturation, value = hsv[..., 0] * 360, hsv[..., 1], hsv[..., 2]
     is_colored = (pixels[..., 3] >= 128) & (saturation > 0.25) & (value > 0.25)
     counts = np.bincount((hue[is_colored] / 10).astype(int) % 36, minlength=36)
@@ -134,10 +132,14 @@ def name_color(hue: float, saturation: float, value: float) -> str | None:
 def recolor(pixels: np.ndarray, color: str) -> np.ndarray:
     """RGBA in which the most frequent hue is replaced; light and shade stay."""
     region, (_, median_saturation, median_value) = find_colored_region(pixels)
-    hsv = np.asarray(Image.fromarray(pixels[..., :3]).convert("HSV")).astype(np.float32)
     hue, saturation, value = COLORS[color]
-    hsv[region, 0] = hue / 360 * 255
-    hsv[region, 1] = np.clip(hsv[region, 1] * (saturation / median_saturation), 0, 255)
-    hsv[region, 2] = np.clip(hsv[region, 2] * (value / median_value), 0, 255)
-    colors = np.asarray(Image.fromarray(hsv.round().astype(np.uint8), mode="HSV").convert("RGB"))
-    return np.dstack([np.where(region[..., None], colors, pixels[..., :3]), pixels[..., 3]])
+    hsv = _convert(pixels[region][None, :, :3], "RGB", "HSV").astype(np.float32)  # (1, num_pixels, 3)
+    hsv[..., 0] = hue / 360 * 255
+    hsv[..., 1:] *= np.array([saturation / median_saturation, value / median_value], np.float32)
+    pixels = pixels.copy()
+    pixels[region, :3] = _convert(hsv.clip(0, 255).round().astype(np.uint8), "HSV", "RGB")[0]
+    return pixels
+
+
+def _convert(pixels: np.ndarray, source: str, target: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels), mode=source).convert(target))
