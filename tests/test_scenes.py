@@ -24,7 +24,7 @@ from run_scripts.data.scenes import (
     World,
     load_sprites,
 )
-from run_scripts.data.sprites import Cut, name_color, recolor
+from run_scripts.data.sprites import Cut, find_colored_region, name_color, recolor
 from run_scripts.prepare_scenes import (
     SPLIT_RULES,
     SceneArguments,
@@ -200,7 +200,7 @@ def test_recoloured_drawings_look_so(folder, color):
     sprites = [sprite for sprite in load_sprites(folder) if sprite.is_recolorable and sprite.color != color]
     assert len(sprites) > 100
     for sprite in sprites:
-        pixels = recolor(sprite.pixels, color)
+        pixels = recolor(sprite.pixels, *find_colored_region(sprite.pixels), color)
         is_changed = (pixels != sprite.pixels).any(axis=-1)
         mean = pixels[is_changed][:, :3].mean(axis=0)
         nearest = min(palette, key=lambda name: np.abs(palette[name] - mean).sum())

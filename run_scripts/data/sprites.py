@@ -2,6 +2,7 @@
 """Drawings cut out, recoloured and scaled once, ready to be laid on a scene."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -48,9 +49,13 @@ class Sprite:
         key = side, color
         if key not in self._cuts:
             if color is not None and color not in self._recolored:
-                self._recolored[color] = recolor(self.pixels, color)
+                self._recolored[color] = recolor(self.pixels, *self._colored_region, color)
             self._cuts[key] = Cut.scale(self.pixels if color is None else self._recolored[color], side)
         return self._cuts[key]
+
+    @cached_property
+    def _colored_region(self) -> tuple[np.ndarray, tuple[float, float, float]]:
+        return find_colored_region(self.pixels)
 
 
 @dataclass
@@ -129,9 +134,15 @@ def name_color(hue: float, saturation: float, value: float) -> str | None:
     return None
 
 
-def recolor(pixels: np.ndarray, color: str) -> np.ndarray:
-    """RGBA in which the most frequent hue is replaced; light and shade stay."""
-    region, (_, median_saturation, median_value) = find_colored_region(pixels)
+def recolor(pixels: np.ndarray, region: np.ndarray, medians: tuple[float, float, float], color: str) -> np.ndarray:
+    """RGBA with another hue in a region; light and shade stay.
+
+    Args:
+        pixels: RGBA of bytes.
+        region, medians: what `find_colored_region` gives for it.
+        color: one of COLORS.
+    """
+    _, median_saturation, median_value = medians
     hue, saturation, value = COLORS[color]
     hsv = _convert(pixels[region][None, :, :3], "RGB", "HSV").astype(np.float32)  # (1, num_pixels, 3)
     hsv[..., 0] = hue / 360 * 255
