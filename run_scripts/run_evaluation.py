@@ -25,8 +25,10 @@ from transformers import HfArgumentParser
 
 from run_scripts.evaluation.codes import CodesArguments, evaluate_codes
 from run_scripts.evaluation.completeness import CompletenessArguments, evaluate_completeness
+from run_scripts.evaluation.concepts import ConceptsArguments, evaluate_concepts
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.evaluation.linear_probe import LinearProbeArguments, evaluate_linear_probe
+from run_scripts.evaluation.localization import LocalizationArguments, evaluate_localization
 from run_scripts.evaluation.report import write_report
 from run_scripts.evaluation.results import (
     EvaluationArguments,
@@ -37,6 +39,7 @@ from run_scripts.evaluation.results import (
     write_record,
 )
 from run_scripts.evaluation.retrieval import RetrievalArguments, evaluate_retrieval
+from run_scripts.evaluation.tagging import TaggingArguments, evaluate_tagging
 from run_scripts.evaluation.vqa import VQAArguments, evaluate_vqa
 from run_scripts.evaluation.zero_shot import ZeroShotArguments, evaluate_zero_shot
 
@@ -48,6 +51,9 @@ TASKS = {
     "vqa": (VQAArguments, evaluate_vqa),
     "completeness": (CompletenessArguments, evaluate_completeness),
     "codes": (CodesArguments, evaluate_codes),
+    "tagging": (TaggingArguments, evaluate_tagging),
+    "localization": (LocalizationArguments, evaluate_localization),
+    "concepts": (ConceptsArguments, evaluate_concepts),
 }
 PRESETS = json.loads(Path(__file__).with_name("evaluation").joinpath("presets.json").read_text(encoding="utf-8"))
 

@@ -432,7 +432,20 @@ def test_flags_go_before_the_preset_and_a_json_file_holds_the_same_names(tmp_pat
         (["retrieval", "--model", "m", "--dataset", "d", "--batch_size", "0"], "batch_size must be at least 1"),
         (["retrieval", "--model", "m", "--dataset", "d", "--label_column", "x"], "not used"),
         (["retrieval", "--model", "m", "--preset", "cifar10"], "is not one for retrieval; there are .'coco_5k'"),
-        (["completeness", "--model", "m", "--dataset", "d"], "either word_columns or negative_caption_column"),
+        (
+            [
+                "completeness",
+                "--model",
+                "m",
+                "--dataset",
+                "d",
+                "--word_columns",
+                "w",
+                "--negative_caption_column",
+                "n",
+            ],
+            "either word_columns or negative_caption_column",
+        ),
         (["linear-probe", "--model", "m", "--dataset", "d", "--few_shot", "0"], "must be at least 1"),
     ],
 )

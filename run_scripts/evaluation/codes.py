@@ -54,7 +54,7 @@ def count_codes(parts: Iterable[Features]) -> CodeCounts:
     mass, firing, active, effective, kept = 0, 0, [], [], []
     for part in parts:
         if part.code_weights is None:
-            raise ValueError("the task codes needs a model with codes, such as FDT")
+            raise ValueError("the task needs a model with codes, such as FDT")
         weights = part.code_weights.double()
         mass = mass + (weights / weights.sum(dim=1, keepdim=True)).sum(dim=0)
         firing = firing + (weights > 0).sum(dim=0)

@@ -24,10 +24,11 @@ class CompletenessArguments(EvaluationArguments):
         metadata={"help": "Columns that list the objects, attributes, ... of each image; each is a kind of swap."},
     )
     negative_caption_column: str | None = field(
-        default=None, metadata={"help": "Column of false captions, for data that bring them, instead of word_columns."}
+        default=None,
+        metadata={"help": "Column of false captions; default: `negative_caption`, unless word_columns are given."},
     )
     kind_column: str | None = field(
-        default=None, metadata={"help": "Column that says what was changed, with negative_caption_column."}
+        default=None, metadata={"help": "Column that says what was changed; default: `kind`, where there is one."}
     )
     image_folder: str | None = field(
         default=None,
@@ -37,11 +38,13 @@ class CompletenessArguments(EvaluationArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if bool(self.word_columns) == (self.negative_caption_column is not None):
+        if self.word_columns and self.negative_caption_column is not None:
             raise ValueError(
                 "give either word_columns or negative_caption_column, got "
                 f"word_columns={self.word_columns} and negative_caption_column={self.negative_caption_column!r}"
             )
+        if not self.word_columns and self.negative_caption_column is None:
+            self.negative_caption_column = "negative_caption"
 
 
 @dataclass
@@ -155,12 +158,14 @@ def evaluate_completeness(
         dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
     names = ("image_column", "caption_column", "negative_caption_column", "kind_column")
     columns = {name: getattr(arguments, name) for name in names}
+    if arguments.kind_column is None and not arguments.word_columns and "kind" in dataset.column_names:
+        columns["kind_column"] = "kind"
     columns.update({f"word_columns ({name})": name for name in arguments.word_columns})
     check_columns(dataset, **columns)
     if arguments.word_columns:
         swaps = find_swaps(dataset, arguments.caption_column, arguments.word_columns, arguments.seed)
     else:
-        swaps = read_swaps(dataset, arguments.caption_column, arguments.negative_caption_column, arguments.kind_column)
+        swaps = read_swaps(dataset, *(columns[name] for name in names[1:]))
 
     images = embed_pictures(model, processor, dataset, arguments.image_column, arguments.batch_size)
     images = images[[swap.row for swap in swaps]].double()

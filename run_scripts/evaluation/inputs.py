@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Image, List, Value
 from PIL import Image as PILImage
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
@@ -127,6 +127,8 @@ def describe_data(source: str, split: str, dataset: Dataset, columns: list[str])
     for column in columns:
         if isinstance(files.features[column], Image):
             files = files.cast_column(column, Image(decode=False))
+        elif isinstance(getattr(files.features[column], "feature", None), Image):
+            files = files.cast_column(column, List(Image(decode=False)))
     for row in files:
         for column in columns:
             digest.update(_content(row[column]))
@@ -135,6 +137,8 @@ def describe_data(source: str, split: str, dataset: Dataset, columns: list[str])
 
 
 def _content(value) -> bytes:
+    if isinstance(value, list) and any(isinstance(item, dict) and set(item) == {"bytes", "path"} for item in value):
+        return b"\0".join(map(_content, value))
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:
         return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
     return json.dumps(value, sort_keys=True).encode()

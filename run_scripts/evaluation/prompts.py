@@ -27,17 +27,19 @@ def load_templates(source: str) -> list[str]:
     """Prompt templates, each with one `{}` where the class name goes.
 
     Args:
-        source: `simple` (our own seven), `open_clip` (ImageNet's 80, from the package open_clip_torch), or a text
-            file with one template a line.
+        source: `bare` (the name alone), `simple` (our own seven), `open_clip` (ImageNet's 80, from the package
+            open_clip_torch), or a text file with one template a line.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line has not exactly one `{}`.
     """
+    if source == "bare":
+        return ["{}"]
     if source == "simple":
         return list(SIMPLE_TEMPLATES)
     if source == "open_clip":
         return [template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES]
-    templates = _read_lines("templates", source, ("simple", "open_clip"))
+    templates = _read_lines("templates", source, ("bare", "simple", "open_clip"))
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"templates={source!r}: every line needs exactly one {{}}, got {template!r}")

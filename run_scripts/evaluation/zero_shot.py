@@ -20,7 +20,9 @@ class ZeroShotArguments(EvaluationArguments):
     class_names: str | None = field(
         default=None, metadata={"help": "File with a name a line, or open_clip; default: the data's own names."}
     )
-    templates: str = field(default="simple", metadata={"help": "simple, open_clip, or a file with one {} a line."})
+    templates: str = field(
+        default="simple", metadata={"help": "bare, simple, open_clip, or a file with one {} a line."}
+    )
     metric: str = field(default="top_1", metadata={"help": "The metric that is cited for this data set."})
 
 
