@@ -217,14 +217,14 @@ class _Parser(HfArgumentParser):
         name = names[0].removeprefix("--")
         if names[0] != "-h":
             self.own_defaults.setdefault(name.removeprefix("no_"), options.get("default"))
+        value = self.config.get(name)
+        if isinstance(value, dict) or options.get("type") is dict:
+            options["type"] = lambda text: merge(value or {}, _parse_flag(name, text))
         if name in self.config:
-            value = self.config[name]
             if "choices" in options and value not in options["choices"]:
                 raise ValueError(f"{name} must be one of {list(options['choices'])}, got {value!r}")
             if options.get("nargs") == "+" and not isinstance(value, list):
                 raise ValueError(f"{name} must be a list, got {value!r}")
-            if isinstance(value, dict):
-                options["type"] = lambda text: merge(value, _parse_flag(name, text))
             options.update(default=value, required=False)
         return super().add_argument(*names, **options)
 

@@ -10,9 +10,12 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import Image
 from torch import nn
 
+import run_scripts
 from modeling_fdt import FDTModel
-from run_scripts import run_study
+from run_scripts.arguments import parse_arguments
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.training import study
+from run_scripts.training.arguments import STUDY
 from run_scripts.training.baselines import POOLINGS, ControlConfig, ControlModel, pool_tokens
 from tests.conftest import build_tiny_config
 
@@ -171,6 +174,10 @@ def build_settings(folder: Path) -> dict:
     }
 
 
+def main(argv: list[str]) -> None:
+    study.run_study(*parse_arguments(STUDY, argv), command="python -m run_scripts.run_study")
+
+
 def write_settings(folder: Path, settings: dict) -> list[str]:
     path = folder / "study.json"
     path.write_text(json.dumps(settings))
@@ -182,7 +189,7 @@ def study_folder(tmp_path_factory) -> Path:
     """Where a whole study has run."""
     folder = tmp_path_factory.mktemp("study")
     make_drawings(folder / "drawings")
-    run_study.main(write_settings(folder, build_settings(folder)))
+    main(write_settings(folder, build_settings(folder)))
     return folder
 
 
@@ -201,7 +208,7 @@ def test_every_run_is_one_file(study_folder):
     for name in repeated:
         run = runs[name]
         trials = [runs[f"{name.split('-')[0]}-trial{trial}-seed0"] for trial in (0, 1)]
-        assert run["trial"] == int(run_study.validation_rsum(trials[1]) > run_study.validation_rsum(trials[0]))
+        assert run["trial"] == int(study.validation_rsum(trials[1]) > study.validation_rsum(trials[0]))
         assert set(run["results"]) == {"validation", "test", "test_held_out"}
         assert run["settings"]["training_arguments"]["max_steps"] == 4 and run["cpu_seconds_per_step"] > 0
         assert run["command"].startswith("python -m run_scripts.run_study") and run["versions"]["torch"]
@@ -228,9 +235,9 @@ def test_restart_skips_what_is_there(study_folder, monkeypatch):
     before, trained = read_runs(study_folder), []
     lost = next(name for name in before if name.startswith("FDT") and name.endswith("seed2"))
     (study_folder / "study" / "runs" / f"{lost}.json").unlink()
-    train = run_study.train
-    monkeypatch.setattr(run_study, "train", lambda study, run: trained.append(run.name) or train(study, run))
-    run_study.main([str(study_folder / "study.json")])
+    train = study.train
+    monkeypatch.setattr(study, "train", lambda study, run: trained.append(run.name) or train(study, run))
+    main([str(study_folder / "study.json")])
     assert trained == [lost]
     after = read_runs(study_folder)
     # The same seed gives the same model, also in the middle of a restarted study.
@@ -240,25 +247,25 @@ def test_restart_skips_what_is_there(study_folder, monkeypatch):
 
 
 def test_results_of_other_settings_are_not_taken(study_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_study, "train", None)  # nothing is trained
+    monkeypatch.setattr(study, "train", None)  # nothing is trained
     settings = {**build_settings(study_folder), "augmentation": None}
     with pytest.raises(ValueError, match=r"CLIP-trial0-seed0.json has other \['augmentation'\]"):
-        run_study.main(write_settings(tmp_path, settings))
+        main(write_settings(tmp_path, settings))
 
 
 def test_data_order_does_not_depend_on_the_variant(study_folder, monkeypatch):
     seen = []
-    collate = run_study.ContrastiveCollator.__call__
+    collate = study.ContrastiveCollator.__call__
 
     def record(self, rows):
         inputs = collate(self, rows)
         seen.append((inputs["input_ids"], inputs["pixel_values"]))
         return inputs
 
-    monkeypatch.setattr(run_study.ContrastiveCollator, "__call__", record)
-    study = run_study.prepare_study(*run_study.parse_arguments(str(study_folder / "study.json")))
-    for variant in study.arguments.variants:
-        run_study.train(study, run_study.Run(variant, 0, 5, is_tuning=True))
+    monkeypatch.setattr(study.ContrastiveCollator, "__call__", record)
+    prepared = study.prepare_study(*parse_arguments(STUDY, [str(study_folder / "study.json")]))
+    for variant in prepared.arguments.variants:
+        study.train(prepared, study.Run(variant, 0, 5, is_tuning=True))
     number = len(seen) // 2
     assert number >= 2
     for first, second in zip(seen[:number], seen[number:], strict=True):
@@ -299,47 +306,43 @@ def change_clip(**changes):
     ],
 )
 def test_bad_study_is_refused_before_training(study_folder, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(run_study, "run_once", None)
+    monkeypatch.setattr(study, "run_once", None)
     settings = build_settings(study_folder)
     change(settings)
     with pytest.raises(ValueError, match=message):
-        run_study.main(write_settings(tmp_path, settings))
+        main(write_settings(tmp_path, settings))
 
 
 def test_missing_split_is_refused(study_folder, tmp_path):
-    splits = run_study.load_from_disk(str(study_folder / "drawings"))
+    splits = study.load_from_disk(str(study_folder / "drawings"))
     del splits["test_held_out"]
     splits.save_to_disk(str(tmp_path / "drawings"))
     settings = {**build_settings(study_folder), "dataset": str(tmp_path / "drawings")}
     with pytest.raises(ValueError, match="test_held_out"):
-        run_study.main(write_settings(tmp_path, settings))
-
-
-def test_only_one_json_file_is_taken():
-    with pytest.raises(ValueError, match="one JSON file"):
-        run_study.main(["--variants", "{}"])
+        main(write_settings(tmp_path, settings))
 
 
 def test_summary_by_hand():
-    assert run_study.mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(7**0.5))
-    assert run_study.mean_and_deviation([2.0]) == (2.0, 0.0)
-    assert run_study.mean_and_deviation([None, None]) is None
+    assert study.mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(7**0.5))
+    assert study.mean_and_deviation([2.0]) == (2.0, 0.0)
+    assert study.mean_and_deviation([None, None]) is None
     finals = {
         "A": [{"results": {"test": {"top_1": value, "active_per_image": 2.0}}} for value in (0.1, 0.2, 0.6)],
         "B": [{"results": {"test": {"top_1": value, "active_per_image": None}}} for value in (0.0, 0.0, 0.3)],
     }
     columns = {"top-1": "top_1"}
-    assert run_study.format_results(finals, "test", columns).splitlines() == [
+    assert study.format_results(finals, "test", columns).splitlines() == [
         *("| variant | top-1 |", "|---|---:|", "| A | 30.0 ± 26.5 |", "| B | 10.0 ± 17.3 |"),
     ]
-    assert run_study.format_results(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
+    assert study.format_results(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
         "| A | 2.0 ± 0.0 |"
     ]
 
 
-@pytest.mark.parametrize("path", sorted(Path(run_study.__file__).with_name("configs").glob("study_*.json")), ids=str)
+@pytest.mark.parametrize("path", sorted(Path(run_scripts.__file__).with_name("configs").glob("study_*.json")), ids=str)
 def test_every_study_is_readable(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments, training_arguments = run_study.parse_arguments(str(path))
+    arguments, training_arguments = parse_arguments(STUDY, [str(path)])
+    study.check_trials(arguments)
     assert Path(training_arguments.output_dir).name == path.stem and len(arguments.variants) >= 2
     assert set(arguments.augmentation) and training_arguments.max_steps > arguments.tuning_steps
