@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .towers_fdt import check_tower_config
+
 
 # What completes a tower's `dict` without `model_type`. The vocabulary is the original's: CLIP's byte-pair table,
 # `<|mask|>`, start and end token; padding shares id 0 with `!`.
@@ -178,16 +180,7 @@ class FDTConfig(PreTrainedConfig):
                 config = config_class(**config)
             except StrictDataclassError as error:
                 raise ValueError(f"`{name}` is refused by transformers. {error}") from error
-        if not hasattr(config, "hidden_size") and not hasattr(config, "hidden_sizes"):
-            raise ValueError(
-                f"`{name}` must be the configuration of a single tower with a `hidden_size` or `hidden_sizes`, "
-                f"got {type(config).__name__} ({config.model_type})."
-            )
-        if name == "text_config" and not hasattr(config, "max_position_embeddings"):
-            raise ValueError(
-                f"`{name}` must be the configuration of a tower with `max_position_embeddings`, "
-                f"got {type(config).__name__} ({config.model_type})."
-            )
+        check_tower_config(config, name)
         return config
 
     @classmethod

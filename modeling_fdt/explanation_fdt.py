@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .towers_fdt import get_patch_size
+
 
 @dataclass
 class FDTExplanation(ModelOutput):
@@ -111,7 +113,7 @@ def get_patch_grid(model: Any, last_hidden_state: torch.Tensor, pixel_values: to
     if last_hidden_state.ndim == 4:
         return tuple(last_hidden_state.shape[2:])
     num_patches = model._select_patches(last_hidden_state, pixel_values).shape[1]
-    return find_patch_grid(num_patches, pixel_values.shape[2:], model.config.vision_config.patch_size)
+    return find_patch_grid(num_patches, pixel_values.shape[2:], get_patch_size(model.config.vision_config))
 
 
 def score_codes(
@@ -154,16 +156,14 @@ def find_winning_tokens(token_scores: torch.Tensor, padded_length: int | None, t
     return winner.masked_fill(is_floored & (best_score < 0), -1)
 
 
-def find_patch_grid(
-    num_patches: int, image_size: tuple[int, ...], patch_size: int | tuple[int, ...]
-) -> tuple[int, ...]:
+def find_patch_grid(num_patches: int, image_size: tuple[int, ...], patch_size: tuple[int, int]) -> tuple[int, ...]:
     r"""
     Rows and columns of a transformer's patches.
 
     Args:
         num_patches (`int`): how many there are.
         image_size (`tuple[int, int]`): height and width of the pixels.
-        patch_size (`int` or `tuple[int, int]`): of the first layer. A hierarchical tower (Swin) halves the grid from
+        patch_size (`tuple[int, int]`): of the first layer. A hierarchical tower (Swin) halves the grid from
             stage to stage and rounds up.
 
     Returns:
@@ -172,13 +172,12 @@ def find_patch_grid(
     Raises:
         ValueError: no number of halvings gives that many patches.
     """
-    patch_sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    grid = tuple(size // patch for size, patch in zip(image_size, patch_sides, strict=True))
+    grid = tuple(size // patch for size, patch in zip(image_size, patch_size, strict=True))
     while math.prod(grid) > num_patches and max(grid) > 1:
         grid = tuple(math.ceil(side / 2) for side in grid)
     if math.prod(grid) != num_patches:
         raise ValueError(
-            f"{num_patches} patches are no grid of an image of {image_size} pixels with patches of {patch_sides}."
+            f"{num_patches} patches are no grid of an image of {image_size} pixels with patches of {patch_size}."
         )
     return grid
 

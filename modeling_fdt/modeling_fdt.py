@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
@@ -24,10 +25,12 @@ from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
 from .towers_fdt import (
     TYPES_TRAINED_WITH_PADDING,
-    UNUSED_PARTS,
     build_tower,
+    check_token_features,
     get_context_length,
     get_hidden_size,
+    get_patch_size,
+    is_unused_parameter,
     load_tower,
 )
 
@@ -123,6 +126,7 @@ class FDTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FDTConfig):
         super().__init__(config)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+        self._require_grads_hooks: list[RemovableHandle] = []
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -146,9 +150,7 @@ class FDTPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             half, _, name_in_tower = name.partition(".")
             if half in ("vision_tower", "text_tower"):
-                unused_part = UNUSED_PARTS.get(getattr(self, half).config.model_type)
-                parts = name_in_tower.split(".")
-                if parts[0] in ("pooler", unused_part) or parts[-1] == "mask_token":
+                if is_unused_parameter(getattr(self, half).config, name_in_tower):
                     parameter.requires_grad_(False)
         if self.config.freeze_patch_embedding and isinstance(self, _ImageGrounding):
             try:
@@ -157,6 +159,26 @@ class FDTPreTrainedModel(PreTrainedModel):
                 model_type = self.config.vision_config.model_type
                 raise ValueError(f"`freeze_patch_embedding`: a {model_type} tower has no patch embedding.") from error
             patch_embedding.requires_grad_(False)
+
+    def enable_input_require_grads(self) -> None:
+        """
+        Let gradients reach what the towers' embeddings give, even where these are frozen: adapters and checkpointing
+        of activations need it. Unlike transformers' own, it bears embeddings that return a tuple (Swin).
+        """
+        self.disable_input_require_grads()
+        for tower in (getattr(self, half, None) for half in ("vision_tower", "text_tower")):
+            try:
+                embeddings = None if tower is None else tower.get_input_embeddings()
+            except NotImplementedError:  # ResNet
+                continue
+            if embeddings is not None:
+                self._require_grads_hooks.append(embeddings.register_forward_hook(_require_grad))
+
+    def disable_input_require_grads(self) -> None:
+        """Undo [`~FDTPreTrainedModel.enable_input_require_grads`]."""
+        for hook in self._require_grads_hooks:
+            hook.remove()
+        self._require_grads_hooks.clear()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -177,6 +199,11 @@ class FDTPreTrainedModel(PreTrainedModel):
             elif isinstance(module, FDTForImageClassification):
                 init.normal_(module.classifier.weight, std=self.config.codebook_dim**-0.5)
                 init.zeros_(module.classifier.bias)
+
+
+def _require_grad(module: nn.Module, inputs: tuple, output: Any) -> None:
+    features = output[0] if isinstance(output, tuple) else output
+    features.requires_grad_(True)
 
 
 class _ImageGrounding:
@@ -214,6 +241,7 @@ class _ImageGrounding:
                 f"got {tuple(pixel_values.shape)}."
             )
         tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
+        check_token_features(self.config.vision_config, tower_output)
         patch_features = self._select_patches(tower_output.last_hidden_state, pixel_values)
         image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
         return FDTVisionModelOutput(
@@ -230,8 +258,7 @@ class _ImageGrounding:
             return hidden_states.flatten(2).transpose(1, 2)
         # What a transformer puts before its patches (class and register tokens) is what exceeds the grid of patches.
         # A hierarchical tower such as Swin has fewer tokens than patches, and none of them to drop.
-        patch_size = self.config.vision_config.patch_size
-        patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        patch_height, patch_width = get_patch_size(self.config.vision_config)
         num_patches = (pixel_values.shape[2] // patch_height) * (pixel_values.shape[3] // patch_width)
         return hidden_states[:, max(hidden_states.shape[1] - num_patches, 0) :]
 
@@ -270,7 +297,7 @@ class _TextGrounding:
 
     def _build_text_half(self, config: FDTConfig) -> None:
         self.text_tower = build_tower(config.text_config)
-        self.text_grounding = FDTGrounding(config, config.text_config.hidden_size)
+        self.text_grounding = FDTGrounding(config, get_hidden_size(config.text_config))
 
     @can_return_tuple
     def get_text_features(
@@ -311,6 +338,7 @@ class _TextGrounding:
             padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask, context_length)
             inputs = {**inputs, "input_ids": padded_ids, "attention_mask": None}
         tower_output = self.text_tower(**inputs)
+        check_token_features(self.config.text_config, tower_output)
         token_features = tower_output.last_hidden_state[:, : input_ids.shape[1]]
         text_embeds, text_code_weights = self.text_grounding(
             token_features, self.codebook, attention_mask, padded_length=self._padded_length

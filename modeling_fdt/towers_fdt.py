@@ -1,6 +1,8 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """What FDT must know of the towers, which are transformers' own models."""
 
+import inspect
+import re
 from typing import Any
 
 import torch
@@ -8,17 +10,31 @@ import transformers
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 
-# Parts of towers that serve other heads (pooling) or other objectives (masking). Grounding pools by itself, so they
-# never receive a gradient, and a trainable parameter without one stops DistributedDataParallel.
-# Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that transformers
-# applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
-UNUSED_PARTS = {
-    "clip_vision_model": "post_layernorm",
-    "convnext": "layernorm",
-    "convnextv2": "layernorm",
-    "siglip_text_model": "head",
-    "siglip_vision_model": "head",
-    "swinv2": "layernorm",
+# Parameters that no token feature depends on: they serve pooling, masking, or inputs that FDT does not give. They
+# never receive a gradient, and a trainable parameter without one stops DistributedDataParallel
+# (tests/test_towers.py::test_every_trained_parameter_gets_a_gradient).
+_UNUSED_IN_ANY_TOWER = r"^pooler\.|mask_token$"
+_UNUSED_PARAMETERS = {
+    "aimv2_vision_model": r"^head\.",
+    "altclip_vision_model": r"^post_layernorm\.",
+    "blip_text_model": r"\.crossattention\.",
+    "chinese_clip_vision_model": r"^post_layernorm\.",
+    "clip_vision_model": r"^post_layernorm\.",
+    "convnext": r"^layernorm\.",
+    "convnextv2": r"^layernorm\.",
+    "esm": r"^contact_head\.",
+    "longformer": r"_global\.",
+    "luke": r"^entity_embeddings\.|\.(w2e|e2w|e2e)_query\.",
+    "markuplm": r"\.xpath_unitseq2_embeddings\.",
+    "metaclip_2_vision_model": r"^post_layernorm\.",
+    "mlcd": r"^post_layernorm\.",
+    "mlcd_vision_model": r"^post_layernorm\.",
+    "siglip2_text_model": r"^head\.",
+    "siglip_text_model": r"^head\.",
+    "siglip_vision_model": r"^head\.",
+    # Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that
+    # transformers applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
+    "swinv2": r"^layernorm\.",
 }
 
 # Text towers that were trained without an attention mask on captions padded to the context: with a mask, or without
@@ -27,19 +43,142 @@ TYPES_TRAINED_WITH_PADDING = {"siglip_text_model", "siglip2_text_model"}
 
 # Text towers that count positions from `pad_token_id + 1`: so many of `max_position_embeddings` are never used.
 _TYPES_WITH_POSITION_OFFSET = {
-    *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+    *("altclip_text_model", "camembert", "clap_text_model", "data2vec-text", "esm", "ibert", "lilt", "longformer"),
+    *("luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
+
+# The field with the size of token features, where it is neither `hidden_size` nor the last of `hidden_sizes`.
+_FEATURE_SIZE_FIELDS = {
+    "altclip_text_model": "project_dim",
+    "mobilevit": "neck_hidden_sizes",
+    "sam_vision_model": "output_channels",
+}
+
+# Image towers whose tokens are not the patches of one image in their order, by type or by a field of such towers.
+_OBSTACLES_BY_TYPE = {
+    "pixtral": "it joins the patches of all images into one sequence",
+    "vit_mae": "it drops random patches, in evaluation too",
+}
+_OBSTACLES_BY_FIELD = {
+    "num_detection_tokens": "it puts detection tokens behind the patches",
+    "num_frames": "it takes videos",
+    "num_queries": "its tokens stand for objects, not for patches",
+}
+
+
+def is_unused_parameter(config: PreTrainedConfig, name: str) -> bool:
+    """Whether a tower's parameter is one that no token feature depends on; `name` is the tower's own for it."""
+    patterns = (_UNUSED_IN_ANY_TOWER, _UNUSED_PARAMETERS.get(config.model_type))
+    return any(pattern is not None and re.search(pattern, name) for pattern in patterns)
 
 
 def get_hidden_size(config: PreTrainedConfig) -> int:
     """The size of a tower's token features; of a convolutional tower that of its last stage."""
-    return config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
+    field = _FEATURE_SIZE_FIELDS.get(config.model_type, "hidden_size")
+    size = getattr(config, field if hasattr(config, field) else "hidden_sizes")
+    return size if isinstance(size, int) else size[-1]
+
+
+def get_patch_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """
+    Height and width in pixels of an image tower's patches, those of the first layer.
+
+    Raises:
+        ValueError: the tower has no patches.
+    """
+    if config.model_type == "dinov3_convnext":
+        # Its last feature map as a sequence, behind a pooled token.
+        return (2 ** (len(config.hidden_sizes) + 1),) * 2
+    if not hasattr(config, "patch_size"):
+        raise ValueError(
+            f"A {config.model_type} tower gives a sequence of tokens, but its configuration no `patch_size`."
+        )
+    patch_size = config.patch_size
+    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
 
 
 def get_context_length(config: PreTrainedConfig) -> int:
     """The longest input of a text tower, in tokens."""
     offset = config.pad_token_id + 1 if config.model_type in _TYPES_WITH_POSITION_OFFSET else 0
     return config.max_position_embeddings - offset
+
+
+def check_tower_config(config: PreTrainedConfig, half: str) -> None:
+    """
+    Refuse a configuration whose model FDT cannot ground.
+
+    Args:
+        config (`PreTrainedConfig`): the tower's.
+        half (`str`): `"vision_config"` or `"text_config"`.
+
+    Raises:
+        ValueError: the model takes other inputs than images (captions), or gives no features of patches (tokens).
+    """
+    find_obstacle = _find_obstacle_of_vision if half == "vision_config" else _find_obstacle_of_text
+    obstacle = f"give its `{half}`" if hasattr(config, half) else find_obstacle(config)
+    if obstacle is not None:
+        kind = "an image" if half == "vision_config" else "a text"
+        raise ValueError(
+            f"`{half}` must be the configuration of {kind} tower, "
+            f"got {type(config).__name__} ({config.model_type}): {obstacle}."
+        )
+
+
+def _find_obstacle_of_vision(config: PreTrainedConfig) -> str | None:
+    by_field = (reason for field, reason in _OBSTACLES_BY_FIELD.items() if hasattr(config, field))
+    obstacle = _OBSTACLES_BY_TYPE.get(config.model_type) or next(by_field, None)
+    return obstacle or _find_other_inputs(config, "pixel_values") or _find_missing_field(config)
+
+
+def _find_obstacle_of_text(config: PreTrainedConfig) -> str | None:
+    obstacle = _find_other_inputs(config, "input_ids") or _find_missing_field(config)
+    if obstacle is not None:
+        return obstacle
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None or length < 1:
+        return f"its `max_position_embeddings` must be an integer above 0, got {length}"
+    if config.model_type in _TYPES_WITH_POSITION_OFFSET and config.pad_token_id is None:
+        return "it needs a `pad_token_id`, from which it counts positions"
+    return None
+
+
+def _find_other_inputs(config: PreTrainedConfig, own: str) -> str | None:
+    """What a tower's model takes besides its own modality, in words; or that it does not take that."""
+    tower_class = get_tower_class(config)
+    parameters = inspect.signature(tower_class.forward).parameters
+    if own not in parameters:
+        return f"{tower_class.__name__} does not take `{own}`"
+    needed = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    of_other_modalities = {"pixel_values", "input_ids", "decoder_input_ids", "input_features", "pixel_values_videos"}
+    others = sorted((needed | of_other_modalities & set(parameters)) - {"self", own, "attention_mask"})
+    return f"{tower_class.__name__} takes {', '.join(others)} besides {own}" if others else None
+
+
+def _find_missing_field(config: PreTrainedConfig) -> str | None:
+    has_size = hasattr(config, "hidden_size") or hasattr(config, "hidden_sizes")
+    return None if has_size else "it has neither `hidden_size` nor `hidden_sizes`"
+
+
+def check_token_features(config: PreTrainedConfig, tower_output: Any) -> None:
+    """
+    Refuse an output that cannot be grounded; `check_tower_config` cannot foresee all.
+
+    Raises:
+        ValueError: `last_hidden_state` is no sequence of tokens, and no feature map, of the tower's hidden size.
+    """
+    features = tower_output.get("last_hidden_state")
+    hidden_size = get_hidden_size(config)
+    shape = None if features is None else tuple(features.shape)
+    is_map = shape is not None and len(shape) == 4
+    if shape is None or len(shape) not in (3, 4) or shape[1 if is_map else 2] != hidden_size:
+        raise ValueError(
+            f"A {config.model_type} tower must give a `last_hidden_state` of shape (batch_size, num_tokens, "
+            f"{hidden_size}) or (batch_size, {hidden_size}, height, width), got {shape}."
+        )
 
 
 def get_tower_class(config: PreTrainedConfig) -> Any:
@@ -52,6 +191,8 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
     # Some halves of two-tower models (SigLIP's text model) are not registered with AutoModel.
     by_name = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     tower_class = MODEL_MAPPING.get(type(config), by_name)
+    if isinstance(tower_class, tuple | list):
+        tower_class = tower_class[0]
     if tower_class is None:
         raise ValueError(f"transformers has no model for the tower configuration {type(config).__name__}.")
     return tower_class
@@ -78,8 +219,7 @@ def load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(model)
     config = getattr(config, half, config)
     tower, report = get_tower_class(config).from_pretrained(model, config=config, output_loading_info=True)
-    unused = ("pooler.", f"{UNUSED_PARTS.get(config.model_type)}.")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
+    missing = sorted(name for name in report["missing_keys"] if not is_unused_parameter(config, name))
     if missing:
         raise ValueError(f"{model!r} lacks weights of its {half.removesuffix('_config')} tower: {missing[:5]}, ...")
     return tower

@@ -76,11 +76,11 @@ def test_patches_of_a_picture_that_is_not_square_keep_their_places(tower):
 
 
 def test_grids_of_hierarchical_towers():
-    assert find_patch_grid(49, (224, 224), 32) == (7, 7)
-    assert find_patch_grid(49, (224, 224), 4) == (7, 7)  # Swin: 56, 28, 14, 7
-    assert find_patch_grid(4 * 7, (112, 224), 4) == (4, 7)  # 28 x 56, 14 x 28, 7 x 14, 4 x 7: halves round up
+    assert find_patch_grid(49, (224, 224), (32, 32)) == (7, 7)
+    assert find_patch_grid(49, (224, 224), (4, 4)) == (7, 7)  # Swin: 56, 28, 14, 7
+    assert find_patch_grid(4 * 7, (112, 224), (4, 4)) == (4, 7)  # 28 x 56, 14 x 28, 7 x 14, 4 x 7: halves round up
     with pytest.raises(ValueError, match="48 patches are no grid"):
-        find_patch_grid(48, (224, 224), 32)
+        find_patch_grid(48, (224, 224), (32, 32))
 
 
 def test_token_scores_are_a_slice_of_all_scores_and_ignore_padding(tiny_model, inputs):

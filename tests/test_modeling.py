@@ -1,4 +1,4 @@
-"""FDT models: loss, padding, towers, loading, options, and the error of every wrong input."""
+"""FDT models: loss, padding, loading, options, and the error of every wrong input."""
 
 import copy
 import math
@@ -11,24 +11,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
-    ConvNextConfig,
-    Dinov2Config,
-    Dinov2WithRegistersConfig,
     GPT2Config,
-    ResNetConfig,
     RobertaConfig,
-    SiglipConfig,
-    SiglipModel,
     SiglipTextConfig,
-    SiglipVisionConfig,
-    Swinv2Config,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
-    ViTConfig,
-    ViTModel,
 )
 
 from modeling_fdt import FDTForImageClassification, FDTModel, FDTTextModel, FDTVisionModel
@@ -36,19 +21,6 @@ from tests.conftest import build_tiny_config
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-SMALL_IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
-RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-SWIN = Swinv2Config(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
-VISION_TOWERS = {
-    "clip": SMALL_IMAGE,
-    "vit": ViTConfig(**SMALL_IMAGE),
-    "dinov2": Dinov2Config(**SMALL_IMAGE),
-    "dinov2_with_registers": Dinov2WithRegistersConfig(**SMALL_IMAGE, num_register_tokens=3),
-    "siglip": SiglipVisionConfig(**SMALL_IMAGE),
-    "swinv2": SWIN,
-    "resnet": RESNET,
-    "convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
-}
 TEXT_TOWERS = {
     "clip": SMALL,
     "bert": BertConfig(**SMALL, vocab_size=49409),
@@ -175,51 +147,6 @@ def test_grounding_fields_take_effect_at_once(tiny_model, inputs):
         reloaded.load_state_dict(tiny_model.state_dict())
         for output in ("text_embeds", "image_embeds"):
             torch.testing.assert_close(tiny_model(**inputs)[output], reloaded(**inputs)[output], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("vision", "text"),
-    [*((vision, "clip") for vision in VISION_TOWERS), ("clip", "bert"), ("clip", "roberta"), ("siglip", "siglip")],
-)
-def test_other_towers(vision, text, inputs, tmp_path):
-    model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision], text_config=TEXT_TOWERS[text]))
-    model.train()(**inputs).loss.backward()
-    # Under DistributedDataParallel a trainable parameter without a gradient would stop the run.
-    without_gradient = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert without_gradient == []
-    model.eval().save_pretrained(tmp_path)
-    reloaded = AutoModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(reloaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
-
-
-@pytest.mark.parametrize(
-    ("vision", "num_patches"), [(name, 16) for name in VISION_TOWERS if name not in ("swinv2", "resnet", "convnext")]
-)
-def test_only_patches_are_grounded(vision, num_patches, inputs):
-    model = FDTModel(build_tiny_config(vision_config=VISION_TOWERS[vision])).eval()
-    grounded = []
-    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
-    hidden_states = model.get_image_features(inputs["pixel_values"]).last_hidden_state
-    torch.testing.assert_close(grounded[0], hidden_states[:, -num_patches:], rtol=0, atol=0)
-    num_prefix_tokens = {"siglip": 0, "dinov2_with_registers": 4}.get(vision, 1)
-    assert hidden_states.shape[1] == num_patches + num_prefix_tokens
-
-
-def test_swin_grounds_every_token(inputs):
-    model = FDTModel(build_tiny_config(vision_config=SWIN)).eval()
-    grounded = []
-    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
-    hidden_states = model.get_image_features(inputs["pixel_values"]).last_hidden_state
-    assert grounded[0].shape == hidden_states.shape == (3, 64, 32)
-
-
-def test_a_convolutional_tower_grounds_every_place_of_its_feature_map(inputs):
-    model = FDTModel(build_tiny_config(vision_config=RESNET)).eval()
-    grounded = []
-    model.vision_grounding.register_forward_pre_hook(lambda module, arguments: grounded.append(arguments[0]))
-    feature_map = model.get_image_features(inputs["pixel_values"]).last_hidden_state
-    assert feature_map.shape == (3, 16, 4, 4) and grounded[0].shape == (3, 16, 16)
-    torch.testing.assert_close(grounded[0][:, 5], feature_map[:, :, 1, 1], rtol=0, atol=0)
 
 
 def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
@@ -378,64 +305,6 @@ def test_new_tokens_can_be_added(tiny_model, inputs):
     tiny_model.resize_token_embeddings(49410)
     assert tiny_model.config.text_config.vocab_size == 49410
     tiny_model(**inputs)
-
-
-def build_pretrained(name: str, folder: str) -> tuple:
-    text, image = {**SMALL, "vocab_size": 49409}, SMALL_IMAGE
-    if name == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=image))
-        model.save_pretrained(folder)
-        return folder, folder, model.vision_model, model.text_model
-    if name == "siglip":
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=image))
-        model.save_pretrained(folder)
-        return folder, folder, model.vision_model, model.text_model
-    vision, language = ViTModel(ViTConfig(**image)), BertModel(BertConfig(**text))
-    language.save_pretrained(f"{folder}/text")
-    return vision, f"{folder}/text", vision, language
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip", "vit and bert"])
-def test_from_vision_text_pretrained(name, tmp_path, inputs):
-    vision, text, vision_tower, text_tower = build_pretrained(name, str(tmp_path))
-    model = FDTModel.from_vision_text_pretrained(
-        vision, text, codebook_size=16, codebook_dim=8, grounding_temperature=3.0
-    )
-    assert not model.training and model.codebook.shape == (16, 8) and model.config.grounding_temperature == 3.0
-    for ours, theirs in ((model.vision_tower, vision_tower), (model.text_tower, text_tower)):
-        state = theirs.state_dict()
-        assert ours.state_dict().keys() == state.keys()
-        assert all(torch.equal(tensor, state[key]) for key, tensor in ours.state_dict().items())
-    model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], pixel_values=inputs["pixel_values"])
-
-
-def test_towers_in_half_precision_become_float32(tmp_path, inputs):
-    ViTModel(ViTConfig(**SMALL_IMAGE)).to(torch.bfloat16).save_pretrained(tmp_path / "vision")
-    BertModel(BertConfig(**SMALL, vocab_size=49409)).save_pretrained(tmp_path / "text")
-    model = FDTModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    model(**inputs)
-
-
-def test_a_tower_checkpoint_without_its_weights_is_refused(tmp_path):
-    vision, text = ViTConfig(**SMALL_IMAGE), BertConfig(**SMALL)
-    both = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text)
-    VisionTextDualEncoderModel(both).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="lacks weights of its vision tower"):
-        FDTModel.from_vision_text_pretrained(str(tmp_path), str(tmp_path))
-
-
-def test_the_context_of_roberta_is_shorter_than_its_position_table():
-    config = build_tiny_config(text_config=RobertaConfig(**SMALL, max_position_embeddings=34, pad_token_id=1))
-    model = FDTModel(config).eval()
-    model(input_ids=torch.full((1, 32), 5))
-    with pytest.raises(ValueError, match=r"at most 32 positions, got \(1, 33\)"):
-        model(input_ids=torch.full((1, 33), 5))
-
-
-def test_freezing_a_patch_embedding_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="a resnet tower has no patch embedding"):
-        FDTModel(build_tiny_config(vision_config=RESNET, freeze_patch_embedding=True))
 
 
 def test_bad_inputs_are_refused(tiny_model, inputs):
