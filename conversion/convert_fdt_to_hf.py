@@ -76,7 +76,7 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
         write_model_card(
             folder,
             title=f"{config.model_type}, converted from the original implementation",
-            licence="apache-2.0",
+            license="apache-2.0",
             origin=describe_conversion(
                 config,
                 name=Path(arguments.checkpoint).name,

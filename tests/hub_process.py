@@ -16,11 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from huggingface_hub import ModelCard
-from PIL import Image
 
-from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
-from run_scripts.push_to_hub import PushArguments, push_folder
+from modeling_fdt import FDTForImageClassification, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
+from run_scripts.hub import files
+from run_scripts.hub.files import push_folder
+from run_scripts.push_to_hub import PushArguments
 from run_scripts.push_to_hub import main as push_to_hub
+from run_scripts.training.finetuning import add_lora
+from run_scripts.training.reproducible import ReproducibleTrainer
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 
@@ -31,11 +34,15 @@ report = {}
 
 
 def try_to(action, *args, **kwargs) -> str:
-    """The error that an action ends with, or an empty string."""
+    """The error that an action ends with, and the status that the server answered with; or an empty string."""
     try:
         action(*args, **kwargs)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        cause = error
+        while cause is not None and not hasattr(cause, "response"):
+            cause = cause.__cause__ or cause.__context__
+        status = "" if cause is None else f" {cause.response.status_code}"
+        return f"{type(error).__name__}{status}: {error}"
     return ""
 
 
@@ -60,33 +67,57 @@ processor.push_to_hub("owner/tiny")
 report["pushed_is_equal"] = states_are_equal("owner/tiny", model)
 report["pushed_processor"] = type(FDTProcessor.from_pretrained("owner/tiny")).__name__
 
-# Trainer(push_to_hub=True)
-pairs = [
-    {"pixel_values": torch.randn(3, 32, 32), "input_ids": torch.tensor([49407, 100 + number, 49408])}
-    for number in range(16)
-]
-arguments = FDTTrainingArguments(
-    output_dir="trained",
-    push_to_hub=True,
-    hub_model_id="owner/trained",
-    per_device_train_batch_size=8,
-    max_steps=2,
-    logging_steps=1,
-    save_strategy="no",
-    report_to="none",
-    use_cpu=True,
-    seed=7,
-)
-trainer = FDTTrainer(model=model, args=arguments, train_dataset=pairs, processing_class=processor)
-trainer.train()
+# Trainer(push_to_hub=True), in folders that hold more than a model
+NAMES = {0: "cat", 1: "dog"}
+pixel_values = torch.randn(16, 3, 32, 32)
+pairs = [{"pixel_values": p, "input_ids": torch.tensor([49407, 100 + n, 49408])} for n, p in enumerate(pixel_values)]
+labelled = [{"pixel_values": p, "labels": n % 2} for n, p in enumerate(pixel_values)]
+
+
+def plant(folder: str) -> None:
+    """Files that lie beside a model and are nobody's business."""
+    names = (".env", "optimizer.pt", "rng_state.pth", "extra.pkl", "private.py", "contact_sheet.png", "notes.json")
+    for name in (*names, "gallery/index.html", "gallery/config.json", "checkpoint-9/model.safetensors"):
+        Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, name).write_bytes(b"stays behind")
+
+
+def train(name: str, trainer_class: type, model, dataset: list, hub_strategy: str = "end"):
+    """A trainer that has trained for two steps, and pushed after each where `hub_strategy` says so."""
+    arguments = FDTTrainingArguments(
+        output_dir=name,
+        push_to_hub=True,
+        hub_model_id=f"owner/{name}",
+        hub_strategy=hub_strategy,
+        hub_always_push=True,
+        per_device_train_batch_size=8,
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no" if hub_strategy == "end" else "steps",
+        save_steps=1,
+        report_to="none",
+        use_cpu=True,
+        seed=7,
+    )
+    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, processing_class=processor)
+    plant(name)
+    trainer.train()
+    return trainer
+
+
+trainer = train("trained", FDTTrainer, model, pairs)
 trainer.push_to_hub(license="cc-by-4.0", dataset_tags=["owner/pairs"])
 report["trained_is_equal"] = states_are_equal("owner/trained", trainer.model.eval())
-card = ModelCard.load("owner/trained")
-report["trained_card"] = card.content
-Image.new("RGB", (40, 50), "red").save("picture.png")
-names = {}
-exec(card.text.split("```python\n")[1].split("```")[0], names)
-report["card_example"] = names["probabilities"].shape
+report["trained_card"] = ModelCard.load("owner/trained").content
+train("every_save", FDTTrainer, model, pairs, hub_strategy="every_save")
+report["whole_checkpoints"] = try_to(train, "whole", FDTTrainer, model, pairs, hub_strategy="all_checkpoints")
+
+base = FDTForImageClassification.from_pretrained("owner/tiny", id2label=NAMES)
+train("classifier", ReproducibleTrainer, base, labelled).push_to_hub()
+adapters = add_lora(FDTModel.from_pretrained("owner/tiny"), 2, ["q_proj", "v_proj"])
+train("adapters", FDTTrainer, adapters, pairs).push_to_hub()
+adapters = add_lora(FDTForImageClassification.from_pretrained("owner/tiny", id2label=NAMES), 2, ["q_proj", "v_proj"])
+train("classifier_adapters", ReproducibleTrainer, adapters, labelled).push_to_hub()
 
 # A folder with a card and results
 model.save_pretrained("folder")
@@ -94,12 +125,14 @@ processor.save_pretrained("folder")
 metric = {"value": 0.25, "chance": 0.1, "unit": "share"}
 evaluation = {"task": "zero_shot", "metrics": {"top1": metric}, "data": [{"source": "data/cats", "split": "test"}]}
 Path("evaluation.json").write_text(json.dumps(evaluation))
-for name in ("training_args.bin", "checkpoint-2/model.safetensors"):
-    Path("folder", name).parent.mkdir(exist_ok=True)
-    Path("folder", name).write_bytes(b"stays behind")
-push_to_hub(PushArguments("folder", "owner/folder", licence="mit", results=["evaluation.json"]))
+plant("folder")
+Path("folder", "ATTRIBUTION.md").write_text("Drawings by their owners.")
+logged = []
+files.logger.info = lambda message, *values: logged.append(message % values)
+push_to_hub(PushArguments("folder", "owner/folder", license="mit", results=["evaluation.json"]))
+report["left_behind"] = list(logged)
 report["folder_card"] = ModelCard.load("owner/folder").content
-report["second_licence"] = try_to(push_to_hub, PushArguments("folder", "owner/folder", licence="apache-2.0"))
+report["second_license"] = try_to(push_to_hub, PushArguments("folder", "owner/folder", license="apache-2.0"))
 
 # Uploads that fail: for good, by a dropped connection, for a moment only, and when tried again
 failures = {

@@ -1,6 +1,6 @@
 """What a stranger does with a saved folder, run by test_remote_code.py where this package cannot be imported.
 
-python -I -S tests/remote_process.py SITE_PACKAGES FOLDER VISION_FOLDER PICTURE RESAVED REPORT
+python -I -S tests/remote_process.py SITE_PACKAGES REPORT FOLDER VISION_FOLDER PICTURE RESAVED
 """
 
 import base64
@@ -18,7 +18,7 @@ from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
-FOLDER, VISION_FOLDER, PICTURE, RESAVED, REPORT = sys.argv[2:]
+REPORT, FOLDER, VISION_FOLDER, PICTURE, RESAVED = sys.argv[2:]
 LABELS = ["a cat", "two dogs", "Hello!"]
 report = {}
 

@@ -57,15 +57,18 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def run_without_the_package(folder: str, vision_folder: str, root: Path, environment: dict[str, str]) -> dict:
-    """Run remote_process.py on a folder or a name on the Hub, and on `picture.png`; what it found."""
+def run_without_the_package(
+    script: str, arguments: list, root: Path, environment: dict[str, str], packages: tuple[str, ...] = ()
+) -> dict:
+    """Run a script of this folder where there are torch, transformers, Pillow and `packages`; the report it writes.
+
+    It is called with its folder of packages, the path of its report, and `arguments`.
+    """
     site_packages = root / "site-packages"
     site_packages.mkdir()
-    link_packages(["pillow", "torch", "transformers"], site_packages)
-    script = Path(__file__).with_name("remote_process.py")
-    arguments = [site_packages, folder, vision_folder, *(root / name for name in ("picture.png", "resaved", "report"))]
+    link_packages(["pillow", "torch", "transformers", *packages], site_packages)
     process = subprocess.run(
-        [sys.executable, "-I", "-S", script, *arguments],
+        [sys.executable, "-I", "-S", Path(__file__).with_name(script), site_packages, root / "report", *arguments],
         cwd=root,
         env={"PATH": os.environ["PATH"], **environment},
         stdin=subprocess.DEVNULL,
@@ -80,7 +83,8 @@ def run_without_the_package(folder: str, vision_folder: str, root: Path, environ
 @pytest.fixture(scope="module")
 def report(root: Path) -> dict:
     environment = {"HF_HOME": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
-    return run_without_the_package(str(root / "model"), str(root / "vision"), root, environment)
+    arguments = [root / name for name in ("model", "vision", "picture.png", "resaved")]
+    return run_without_the_package("remote_process.py", arguments, root, environment)
 
 
 @pytest.fixture(scope="module")

@@ -275,11 +275,12 @@ def test_equal_captions_are_right_for_each_other():
 def test_push_takes_processor_and_results_along(folder, tmp_path, monkeypatch):
     pushed = {}
 
-    def upload_folder(repo_id, folder_path, **kwargs):
-        pushed[repo_id] = {path.name for path in Path(folder_path).iterdir()}
+    def upload_folder(repo_id, allow_patterns, **kwargs):
+        pushed[repo_id] = set(allow_patterns)
 
     hub = SimpleNamespace(upload_folder=upload_folder, create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    monkeypatch.setattr("run_scripts.hub.files.HfApi", lambda token: hub)
     run = run_of(folder, tmp_path / "out", "contrastive", max_steps=1, push_to_hub=True, hub_model_id="me/tuned")
     finetune(*parse(run))
     needed = {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "results.json"}

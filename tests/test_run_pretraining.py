@@ -207,22 +207,24 @@ def test_clip_trains_by_the_same_script_and_is_loaded_by_the_auto_classes(tmp_pa
     assert type(train(*parse(tmp_path, run)).model) is CLIPModel
 
 
-def test_push_to_hub_is_trainers_own(tmp_path, monkeypatch):
+def test_a_run_pushes_its_model_and_card(tmp_path, monkeypatch):
     pushed = []
 
-    def upload_folder(folder_path, repo_id, **kwargs):
-        pushed.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+    def upload_folder(repo_id, allow_patterns, **kwargs):
+        pushed.append((repo_id, set(allow_patterns)))
         return Future()
 
     hub = SimpleNamespace(
         create_repo=lambda name, **kwargs: SimpleNamespace(repo_id=name), upload_folder=upload_folder
     )
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    monkeypatch.setattr("run_scripts.hub.files.HfApi", lambda token: hub)
     run = tiny_run(tmp_path, max_steps=1, push_to_hub=True, hub_model_id="someone/fdt")
     train(*parse(tmp_path, run))
     ((name, files),) = pushed
     assert name == "someone/fdt"
     assert {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"} <= files
+    assert "training_args.bin" not in files
 
 
 # The configs

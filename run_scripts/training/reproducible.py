@@ -15,12 +15,13 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from run_scripts.data.batches import ReproducibleCollator
+from run_scripts.training.pushing import PushesModelFiles
 
 
 logger = logging.getLogger(__name__)
 
 
-class ReproducibleTrainer(Trainer):
+class ReproducibleTrainer(PushesModelFiles, Trainer):
     """Trainer with batches that depend on the seed alone, complete checkpoints, and evaluation on every row.
 
     Args:

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
-from modeling_fdt.model_card import describe_training, write_model_card
 from modeling_fdt.modeling_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, gather_global_batch
 from run_scripts.data.batches import DistinctBatchSampler
 from run_scripts.evaluation.code_usage import count_active, usage_entropy
@@ -277,23 +276,6 @@ class FDTTrainer(ReproducibleTrainer):
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             torch.save(progress, Path(output_dir) / PROGRESS_NAME)
         super()._save_rng_state(output_dir)
-
-    # The Hub
-
-    def create_model_card(self, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None):
-        """Write the card that `push_to_hub` uploads; the arguments are Trainer's own."""
-        if self.is_world_process_zero():
-            start = self._bare_model.config.name_or_path
-            write_model_card(
-                self.args.output_dir,
-                title=model_name,
-                repo_id=self.hub_model_id,
-                licence=license,
-                base_model=finetuned_from or (start if start and not Path(start).exists() else None),
-                datasets=dataset_tags or (),
-                tags=tags or (),
-                training=describe_training(self.args, self.state),
-            )
 
 
 def compute_retrieval(prediction: EvalPrediction, captions: list[str]) -> dict[str, float]:
