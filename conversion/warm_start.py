@@ -140,22 +140,12 @@ def token_queries(
     Yields:
         (tokens, codebook_dim); padding left out.
     """
-    queries: dict[str, torch.Tensor] = {}
-    hooks = [
-        getattr(model, half).query_projection.register_forward_hook(
-            lambda module, inputs, output, half=half: queries.update({half: output})
-        )
-        for half in ("vision_grounding", "text_grounding")
-    ]
-    try:
-        for batch in pairs.iter(batch_size):
-            inputs = processor(images=batch[image_column], text=batch[caption_column], return_tensors="pt")
-            model(**inputs, return_loss=False)
-            yield queries["vision_grounding"].flatten(0, 1)
-            yield queries["text_grounding"][inputs["attention_mask"].bool()]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for batch in pairs.iter(batch_size):
+        inputs = processor(images=batch[image_column], text=batch[caption_column], return_tensors="pt")
+        outputs = model(**inputs, return_loss=False)
+        patches, words = model.get_token_queries(outputs, inputs["pixel_values"])
+        yield patches.flatten(0, 1)
+        yield words[inputs["attention_mask"].bool()]
 
 
 def kmeans_codebook(queries: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:

@@ -17,10 +17,8 @@ import logging
 import os
 import random
 import re
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import networkx
@@ -30,13 +28,15 @@ from PIL import Image
 from transformers import HfArgumentParser
 
 from run_scripts.data.drawings import (
-    ALL_STYLES,
     CATEGORIES,
     TEST_STYLES,
     TWO_STYLES,
     VALIDATION_STYLES,
     attribution,
+    join_licenses,
+    list_sources,
     load_drawings,
+    new_folder,
     render,
 )
 
@@ -157,26 +157,20 @@ def split_all_styles(concepts: list[str], styles: list[str], names: list[str], s
 
 def prepare_emoji_data(arguments: EmojiDataArguments) -> DatasetDict:
     """Build the dataset, save it with its attribution in `arguments.output_dir`, and return it."""
-    output_dir = Path(arguments.output_dir)
-    if output_dir.exists():
-        raise ValueError(f"output_dir={arguments.output_dir!r} exists already; give a new folder or remove it")
-    sources = TWO_STYLES if arguments.styles == "two" else ALL_STYLES
-    dataset = build_dataset(load_drawings(arguments.styles))
-    concepts, styles = dataset["concept"][:], dataset["style"][:]
-    if arguments.styles == "two":
-        splits = split_two_styles(concepts, styles, arguments.seed)
-    else:
-        splits = split_all_styles(concepts, styles, dataset["caption"][:], arguments.seed)
+    with new_folder(arguments.output_dir) as folder:
+        sources = list_sources(arguments.styles)
+        dataset = build_dataset(load_drawings(arguments.styles))
+        concepts, styles = dataset["concept"][:], dataset["style"][:]
+        if arguments.styles == "two":
+            splits = split_two_styles(concepts, styles, arguments.seed)
+        else:
+            splits = split_all_styles(concepts, styles, dataset["caption"][:], arguments.seed)
 
-    dataset.info.description = f"{len(sources)} styles of emoji with their names; see ATTRIBUTION.md."
-    dataset.info.license = ", ".join(sorted({source.license for source in sources.values()}))
-    dataset_dict = DatasetDict({split: dataset.select(rows) for split, rows in splits.items()})
-    # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
-    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    dataset_dict.save_to_disk(str(unfinished))
-    (unfinished / "ATTRIBUTION.md").write_text(attribution(sources.items(), WHAT_WAS_MADE))
-    unfinished.rename(output_dir)
+        dataset.info.description = f"{len(sources)} styles of emoji with their names; see ATTRIBUTION.md."
+        dataset.info.license = join_licenses(sources)
+        dataset_dict = DatasetDict({split: dataset.select(rows) for split, rows in splits.items()})
+        dataset_dict.save_to_disk(str(folder))
+        (folder / "ATTRIBUTION.md").write_text(attribution(sources, WHAT_WAS_MADE))
     for split, rows in dataset_dict.items():
         logger.info("%s: %d drawings of %d concepts", split, len(rows), len(set(rows["concept"])))
     return dataset_dict

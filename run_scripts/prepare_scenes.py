@@ -12,7 +12,6 @@ a false caption. README.md in `output_dir` tells what is in each of them.
 import io
 import logging
 import random
-import shutil
 from dataclasses import dataclass, field
 from itertools import combinations, count
 from pathlib import Path
@@ -30,7 +29,10 @@ from run_scripts.data.drawings import (
     TWO_STYLES,
     VALIDATION_STYLES,
     attribution,
+    join_licenses,
+    list_sources,
     load_drawings,
+    new_folder,
     render,
 )
 from run_scripts.data.scene_grammar import KINDS, falsify, say
@@ -340,41 +342,38 @@ def data_card(
 
 def prepare_scenes(arguments: SceneArguments) -> DatasetDict:
     """Build the world and its splits, save them with their attribution, and return the splits."""
-    output_dir = Path(arguments.output_dir)
-    if output_dir.exists():
-        raise ValueError(f"output_dir={arguments.output_dir!r} exists already; give a new folder or remove it")
-    sources = TWO_STYLES if arguments.styles == "two" else ALL_STYLES
-    styles = split_styles(arguments.styles)
-    sprites = make_sprites(load_drawings(arguments.styles), styles)
-    world = make_world(sprites, styles, arguments.image_size, arguments.seed)
-    license = ", ".join(sorted({source.license for source in sources.values()}))
+    with new_folder(arguments.output_dir) as folder:
+        sources, styles = list_sources(arguments.styles), split_styles(arguments.styles)
+        license = join_licenses(sources)
+        sprites = make_sprites(load_drawings(arguments.styles), styles)
+        world = make_world(sprites, styles, arguments.image_size, arguments.seed)
 
-    # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
-    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    splits = {}
-    for number, (name, rule) in enumerate(SPLIT_RULES.items(), start=1):
-        composer = SceneComposer(world, sprites, rule, _split_seed(arguments.seed, number))
-        rows = [describe_scene(*composer.compose(index)) for index in range(arguments.num_scenes)]
-        splits[name] = Dataset.from_list(rows, features=IMAGE_FEATURES)
-    actions = list_actions(sprites)
-    composer = SceneComposer(world, sprites, SPLIT_RULES["test"], _split_seed(arguments.seed, len(SPLIT_RULES) + 1))
-    false_captions = DatasetDict(
-        {kind: make_false_captions(composer, kind, arguments.num_false_captions, actions) for kind in KINDS}
-    )
-    dataset_dict = DatasetDict(splits)
-    for dataset in (*dataset_dict.values(), *false_captions.values()):
-        dataset.info.description = f"Scenes of drawings in {len(sources)} styles; see README.md and ATTRIBUTION.md."
-        dataset.info.license = license
-    dataset_dict.save_to_disk(str(unfinished))
-    false_captions.save_to_disk(str(unfinished / FALSE_CAPTIONS_NAME))
-    save_drawings(sprites, unfinished, license)
-    world.save(unfinished)
-    what = f"Drawings, at most {SPRITE_SIZE} pixels wide and high, and images composed of them, some recoloured"
-    (unfinished / "README.md").write_text(data_card(world, sprites, dataset_dict, false_captions, license))
-    (unfinished / "ATTRIBUTION.md").write_text(attribution(sources.items(), what))
-    draw_contact_sheet(dataset_dict["test"], SHEET_ROWS, SHEET_COLUMNS).save(unfinished / "contact_sheet.png")
-    unfinished.rename(output_dir)
+        splits = {}
+        for number, (name, rule) in enumerate(SPLIT_RULES.items(), start=1):
+            composer = SceneComposer(world, sprites, rule, _split_seed(arguments.seed, number))
+            rows = [describe_scene(*composer.compose(index)) for index in range(arguments.num_scenes)]
+            splits[name] = Dataset.from_list(rows, features=IMAGE_FEATURES)
+        actions = list_actions(sprites)
+        composer = SceneComposer(
+            world, sprites, SPLIT_RULES["test"], _split_seed(arguments.seed, len(SPLIT_RULES) + 1)
+        )
+        false_captions = DatasetDict(
+            {kind: make_false_captions(composer, kind, arguments.num_false_captions, actions) for kind in KINDS}
+        )
+        dataset_dict = DatasetDict(splits)
+        for dataset in (*dataset_dict.values(), *false_captions.values()):
+            dataset.info.description = (
+                f"Scenes of drawings in {len(sources)} styles; see README.md and ATTRIBUTION.md."
+            )
+            dataset.info.license = license
+        dataset_dict.save_to_disk(str(folder))
+        false_captions.save_to_disk(str(folder / FALSE_CAPTIONS_NAME))
+        save_drawings(sprites, folder, license)
+        world.save(folder)
+        what = f"Drawings, at most {SPRITE_SIZE} pixels wide and high, and images composed of them, some recoloured"
+        (folder / "README.md").write_text(data_card(world, sprites, dataset_dict, false_captions, license))
+        (folder / "ATTRIBUTION.md").write_text(attribution(sources, what))
+        draw_contact_sheet(dataset_dict["test"], SHEET_ROWS, SHEET_COLUMNS).save(folder / "contact_sheet.png")
     return dataset_dict
 
 

@@ -138,7 +138,7 @@ def test_icons_are_matched_by_name_only_when_it_is_certain():
 def test_missing_npm_and_existing_folder_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="exists already"):
         emoji_data.prepare_emoji_data(emoji_data.EmojiDataArguments(output_dir=str(tmp_path)))
-    monkeypatch.setattr(emoji_data.shutil, "which", lambda name: None)
+    monkeypatch.setattr(drawings.shutil, "which", lambda name: None)
     arguments = emoji_data.EmojiDataArguments(output_dir=str(tmp_path / "new"), styles="all")
     with pytest.raises(ValueError, match="npm"):
         emoji_data.prepare_emoji_data(arguments)

