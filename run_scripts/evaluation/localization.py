@@ -13,6 +13,7 @@ from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 
 from modeling_fdt import FDTModel, FDTProcessor
 from modeling_fdt.explanation_fdt import find_patch_grid, get_patch_grid, resample_heat_maps
+from modeling_fdt.towers_fdt import get_patch_size
 from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.embedding import embed_captions, iterate_batches
 from run_scripts.evaluation.inputs import describe_data, read_pictures
@@ -54,7 +55,8 @@ def embed_patches(
     if isinstance(model, CLIPModel):
         patches = model.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
         vectors = model.visual_projection(model.vision_model.post_layernorm(patches))
-        grid = find_patch_grid(vectors.shape[1], pixel_values.shape[2:], model.config.vision_config.patch_size)
+        patch_size = get_patch_size(model.config.vision_config)
+        grid = find_patch_grid(vectors.shape[1], pixel_values.shape[2:], patch_size)
         return F.normalize(vectors, dim=-1), grid, None
     raise ValueError(f"localization needs an FDTModel or a CLIPModel, got a {type(model).__name__}")
 
