@@ -14,7 +14,7 @@ from run_scripts.evaluation.codes import count_codes
 from run_scripts.evaluation.embedding import embed_captions, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_pictures
 from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-from run_scripts.evaluation.truth import read_concepts, read_objects, truth_matrix
+from run_scripts.evaluation.truth import all_names, read_concepts, read_objects, truth_matrix
 from run_scripts.evaluation.truth_metrics import (
     always_f1,
     best_codes,
@@ -149,10 +149,6 @@ def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, argumen
         counts=counts,
         charts=charts,
     )
-
-
-def all_names(names: list[list[str]]) -> set[str]:
-    return {name for of_row in names for name in of_row}
 
 
 def chart_f1(f1: np.ndarray, names: list[str], kind: str, num_shown: int = 20) -> Chart:

@@ -81,13 +81,18 @@ def truth_matrix(names: list[list[str]], vocabulary: list[str]) -> np.ndarray:
     return matrix
 
 
+def all_names(names: list[list[str]]) -> set[str]:
+    """The names that some row has."""
+    return {name for of_row in names for name in of_row}
+
+
 def collect_names(names: list[list[str]]) -> list[str]:
     """All names that some row has, in alphabetical order; at least one.
 
     Raises:
         ValueError: there is none.
     """
-    vocabulary = sorted({name for of_row in names for name in of_row})
+    vocabulary = sorted(all_names(names))
     if not vocabulary:
         raise ValueError("the data name nothing that their images show")
     return vocabulary
