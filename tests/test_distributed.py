@@ -113,7 +113,7 @@ def test_accelerate_reads_the_configs(name):
     path = Path(__file__).parents[1] / "run_scripts" / "configs" / "accelerate" / f"{name}.yaml"
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "module"])
     config = load_config_from_file(str(path))  # refuses unknown names
-    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    assert config.num_processes == 8 and config.mixed_precision == "no"
     arguments, _, _ = _validate_launch_command(arguments)
     assert (arguments.use_fsdp, arguments.use_deepspeed) == (name == "fsdp2", name.startswith("deepspeed"))
     if name == "fsdp2":

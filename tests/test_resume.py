@@ -1,10 +1,13 @@
 """A run that is killed goes on as if it had not been; a checkpoint that is not complete is never loaded."""
 
-import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +78,8 @@ def get_numbers(trainer: FDTTrainer) -> list[dict[str, float]]:
     return [{name: value for name, value in entry.items() if name != "pairs_per_second"} for entry in entries]
 
 
-def main(output_dir: str, step: int) -> None:
-    """Train, and be killed when a checkpoint of `step` is half written."""
+def main(output_dir: str, step: int = 0) -> None:
+    """Train, or resume, and be killed when a checkpoint of `step` is half written."""
     trainer = make_trainer(output_dir)
     save_optimizer = trainer._save_optimizer_and_scheduler
 
@@ -86,7 +89,7 @@ def main(output_dir: str, step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     trainer._save_optimizer_and_scheduler = die
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +119,70 @@ def test_killed_run_goes_on_as_if_it_had_not_been(killed, whole_run):
     assert whole_run[-1]["pairs_seen"] == 8 * NUM_STEPS and whole_run[-1]["dead_codes"] > 0
 
 
+@pytest.mark.slow
+def test_run_killed_at_random_moments_goes_on_as_if_it_had_not_been(tmp_path, whole_run):
+    moments = [(random.randint(1, 5), random.uniform(0, 0.3)) for _ in range(2)]
+    for num_steps, seconds in moments:
+        command = [sys.executable, "-u", "-m", "tests.test_resume", str(tmp_path)]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as run:
+            logged = (line for line in run.stdout if "'loss'" in line)
+            next(islice(logged, num_steps - 1, None), None)
+            time.sleep(seconds)
+            run.kill()
+        assert run.returncode in (-signal.SIGKILL, 0)  # 0 where no step was left
+    trainer = make_trainer(str(tmp_path))
+    trainer.train(resume_from_checkpoint=True)
+    assert get_numbers(trainer) == whole_run, f"killed {moments} (steps, seconds) after a start"
+
+
 @pytest.mark.parametrize("step", [2, 4])
 def test_every_checkpoint_leads_to_the_same_run(killed, whole_run, step):
     trainer = make_trainer(str(killed), save_strategy="no")
     trainer.train(str(killed / f"checkpoint-{step}"))
     assert get_numbers(trainer) == whole_run
+
+
+def test_a_fresh_start_among_checkpoints_is_refused(killed):
+    with pytest.raises(ValueError, match="holds checkpoint-2 of another run: give another folder, or resume_from"):
+        make_trainer(str(killed)).train()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"learning_rate": 1e-3},
+            "is of another run: learning_rate is 0.001 and was 0.003; give another output_dir",
+        ),
+        (
+            {"dropout": 0.2},
+            "model.text_config.attention_dropout is 0.2 and was 0.1; model.vision_config",
+        ),
+        ({"temperature_decay": 0.9, "logit_scale_min": 2.0}, "logit_scale_min is 2.0 and was 3.0; temperature_decay"),
+        ({"gradient_accumulation_steps": 4}, "batch_size is 16 and was 8"),
+        ({"max_steps": 12, "seed": 1}, "max_steps is 12 and was 11; seed is 1 and was 42"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(killed, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(str(killed), **changes).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_other_programs_is_refused(killed, tmp_path):
+    shutil.copytree(killed / "checkpoint-6", tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-6" / "recipe.json").unlink()
+    with pytest.raises(ValueError, match="was not written by FDTTrainer: it has no recipe.json"):
+        make_trainer(str(tmp_path)).train(resume_from_checkpoint=True)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    trainer = make_trainer(str(tmp_path), save_steps=NUM_STEPS)
+    trainer.train()  # ends within an epoch
+    again = make_trainer(str(tmp_path), save_steps=NUM_STEPS)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == NUM_STEPS
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, again.model.get_parameter(name)), name
 
 
 def test_incomplete_checkpoints_are_refused(killed, tmp_path):
@@ -158,9 +220,8 @@ def test_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 def test_checkpoint_that_is_written_anew_is_not_complete_meanwhile(tmp_path):
-    make_trainer(str(tmp_path), max_steps=2).train()
-    assert find_last_checkpoint(tmp_path) is not None
-    trainer = make_trainer(str(tmp_path), max_steps=2)
+    make_trainer(str(tmp_path), max_steps=4).train()
+    trainer = make_trainer(str(tmp_path), max_steps=4)
     complete_while_saving = []
     save_scaler = trainer._save_scaler
 
@@ -169,10 +230,30 @@ def test_checkpoint_that_is_written_anew_is_not_complete_meanwhile(tmp_path):
         save_scaler(folder)
 
     trainer._save_scaler = look
+    trainer.train(str(tmp_path / "checkpoint-2"))
+    assert complete_while_saving == [str(tmp_path / "checkpoint-2")]
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize("kind", ["rows", "rows read by workers that stay", "stream"])
+def test_epochs_of_one_order_differ_in_what_is_drawn(tmp_path, kind):
+    changes = {"train_sampling_strategy": "sequential", "accelerator_config": {"dispatch_batches": False}}
+    if kind == "rows read by workers that stay":
+        changes |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = make_trainer(str(tmp_path), max_steps=7, save_strategy="no", **changes)
+    trainer.distinct_column = None
+    if kind == "stream":
+        trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    batches = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(kwargs["pixel_values"]), with_kwargs=True
+    )
     trainer.train()
-    assert complete_while_saving == [None] and find_last_checkpoint(tmp_path) is not None
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
-    assert state["global_step"] == 2
+    # Of the two passes over two micro-batches in each step the first; steps 1, 4 and 7 begin an epoch of three.
+    epochs = torch.stack(batches[0::4])[0::3]
+    means = epochs.mean(dim=(2, 3, 4))
+    torch.testing.assert_close(means, means[:1].expand(3, -1), atol=0.02, rtol=0)  # the same rows, by their colour
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_batches_do_not_depend_on_what_was_drawn_before():
@@ -192,4 +273,4 @@ def test_batches_do_not_depend_on_what_was_drawn_before():
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

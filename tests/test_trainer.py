@@ -143,6 +143,24 @@ def test_logit_scale_stays_in_its_range(tmp_path):
     assert any(scale in (pytest.approx(3.0), pytest.approx(3.2)) for scale in scales)  # a step of 0.5 leaves it
 
 
+def test_processes_that_would_train_alone_are_refused(tmp_path, monkeypatch):
+    arguments = FDTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="this process has 2 GPUs.*torchrun --nproc_per_node 2"):
+        FDTTrainer(make_fdt(), arguments, train_dataset=make_pairs())
+    arguments._n_gpu = 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started .WORLD_SIZE., but each would train alone"):
+        FDTTrainer(make_fdt(), arguments, train_dataset=make_pairs())
+
+
+def test_precision_is_that_of_the_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of `accelerate launch` with another config file
+    with pytest.raises(ValueError, match="asks for mixed_precision='bf16'.*for bf16=False and fp16=False"):
+        make_trainer(make_fdt(), tmp_path)
+    assert make_trainer(make_fdt(), tmp_path, bf16=True).accelerator.mixed_precision == "bf16"
+
+
 def test_every_row_is_evaluated(tmp_path):
     trainer = make_trainer(make_fdt(), tmp_path, per_device_eval_batch_size=8)
     rows = make_pairs(30)

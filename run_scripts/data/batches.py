@@ -124,14 +124,19 @@ class ReproducibleCollator:
 
     Args:
         collator: turns rows into model inputs, with random numbers of Python, numpy or torch.
-        seed: together with what the rows say (not their pictures) the seed of a batch.
+        seed: together with the epoch and what the rows say (not their images) the seed of a batch.
     """
 
     def __init__(self, collator: Callable[[list], Any], seed: int):
         self.collator, self.seed = collator, seed
+        # Workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __call__(self, rows: list) -> Any:
-        digest = hashlib.blake2b(_to_bytes((self.seed, rows)), digest_size=4).digest()
+        digest = hashlib.blake2b(_to_bytes((self.seed, self._epoch.item(), rows)), digest_size=4).digest()
         with _seeded(int.from_bytes(digest, "little")):
             return self.collator(rows)
 

@@ -3,7 +3,7 @@
 
 import json
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from run_scripts.training.arguments import (
     FDTTrainingOptions,
     FineTuningArguments,
     FineTuningDataArguments,
+    describe_data,
 )
 from run_scripts.training.reproducible import ReproducibleTrainer
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
@@ -343,7 +344,12 @@ def build_trainer(
         parts["model"] = add_lora(parts["model"], arguments.lora_rank, target_modules)
     keep_statistics_of_frozen_norms(parts["model"])
     trainer_class = ReproducibleTrainer if is_classifier else FDTTrainer
-    return trainer_class(**parts, args=training_arguments, processing_class=processor)
+    free = ("model", "merge_lora")
+    recipe = {
+        "data": describe_data(data_arguments),
+        "fine_tuning": {name: value for name, value in asdict(arguments).items() if name not in free},
+    }
+    return trainer_class(**parts, args=training_arguments, processing_class=processor, recipe=recipe)
 
 
 def format_results(results: dict[str, dict[str, float]], num_rows: int) -> str:

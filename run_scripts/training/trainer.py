@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
@@ -69,7 +68,7 @@ class FDTTrainer(ReproducibleTrainer):
 
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.distinct_column = distinct_column
+        self.distinct_column, self._distinct_sampler = distinct_column, None
         self._check_arguments()
         logit_scale_range = self.args.logit_scale_min, self.args.logit_scale_max
         if not hasattr(self.model.config, "logit_scale_max"):
@@ -168,13 +167,10 @@ class FDTTrainer(ReproducibleTrainer):
 
     # Order of the data, parameters and their optimiser
 
-    def get_train_dataloader(self) -> DataLoader:
-        dataloader = super().get_train_dataloader()
-        shard = dataloader.batch_sampler
-        if self.distinct_column is not None and isinstance(shard, BatchSamplerShard):
-            # Where a resumed run skips batches, Trainer's `set_epoch` does not reach the sampler on its own.
-            shard.set_epoch = shard.batch_sampler.sampler.set_epoch
-        return dataloader
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        if self._distinct_sampler is not None:
+            self._distinct_sampler.set_epoch(epoch)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.distinct_column is None:
@@ -182,7 +178,8 @@ class FDTTrainer(ReproducibleTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         block_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return DistinctBatchSampler(dataset[self.distinct_column][:], block_size, seed)
+        self._distinct_sampler = DistinctBatchSampler(dataset[self.distinct_column][:], block_size, seed)
+        return self._distinct_sampler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Trainer itself spares biases and layer norms.
