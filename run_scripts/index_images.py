@@ -7,15 +7,14 @@ Run it again when images were added, changed or removed, or when it was stopped:
 again. An image that several files hold is embedded once.
 """
 
-import logging
-
-from transformers import HfArgumentParser
-
-from run_scripts.evaluation.embedding import load_model
-from run_scripts.search.indexing import IndexArguments, index_images
+from run_scripts.arguments import run_command
+from run_scripts.search.arguments import IndexArguments
 
 
 def main(arguments: IndexArguments) -> None:
+    from run_scripts.evaluation.embedding import load_model
+    from run_scripts.search.indexing import index_images
+
     model, processor = load_model(arguments.model, arguments.device)
     report = index_images(model, processor, arguments)
     print(
@@ -26,5 +25,4 @@ def main(arguments: IndexArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    main(*HfArgumentParser(IndexArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, IndexArguments)

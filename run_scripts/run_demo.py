@@ -152,7 +152,7 @@ def main(arguments: DemoArguments) -> None:
     run_visualization(
         VisualizationArguments(
             model=str(output_dir),
-            data=data_arguments.dataset,
+            dataset=data_arguments.dataset,
             output_dir=str(gallery),
             category_column="category",
             seed=seed,

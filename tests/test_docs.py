@@ -124,7 +124,7 @@ def test_reference_shows_shapes_links_and_help(site):
     assert "Args:" not in text and "[`" not in text
     assert 'href="explanation.html#modeling_fdt.FDTExplanation"' in models
     scripts = re.sub("<[^>]+>", "", (site / "api" / "scripts.html").read_text(encoding="utf-8"))
-    assert "--num_examples (int, default 8)" in scripts and "Pictures and captions shown for each code." in scripts
+    assert "--num_examples (int, default 8)" in scripts and "Images and captions shown for each code." in scripts
     assert "['q_proj', 'v_proj']" in scripts  # a help text with a constant in it
 
 

@@ -54,3 +54,8 @@ def test_one_tower_alone_is_refused(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**small, image_size=32, patch_size=8)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="CLIPVisionModel, which does not embed images and captions"):
         load_model(str(tmp_path))
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="model='.*missing' cannot be loaded: "):
+        load_model(str(tmp_path / "missing"))

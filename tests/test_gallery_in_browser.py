@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from run_scripts import run_visualization  # noqa: E402
+from run_scripts.visualization.collection import visualize  # noqa: E402
 from tests.test_visualization import HOSTILE, build_gallery  # noqa: E402
 
 
@@ -30,7 +30,7 @@ PAGES = ["index.html", "codes.html", "pictures.html", "picture/0.html", "picture
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory, tokenizer):
     arguments = build_gallery(tmp_path_factory.mktemp("browser"), tokenizer)
-    run_visualization.main(arguments)
+    visualize(arguments)
     return Path(arguments.output_dir)
 
 

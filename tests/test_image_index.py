@@ -18,11 +18,14 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
-from run_scripts import index_images, search_images
+from run_scripts import index_images
 from run_scripts.benchmarks import benchmark_search
+from run_scripts.evaluation import embedding
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
-from run_scripts.search import image_index, indexing
+from run_scripts.search import image_index, indexing, searching
+from run_scripts.search.arguments import IndexArguments, SearchArguments
 from run_scripts.search.image_index import ImageIndex, hash_model
+from run_scripts.search.searching import search_images
 from tests.conftest import build_tiny_config
 
 
@@ -75,7 +78,7 @@ def run(loaded, model_folder, pictures, tmp_path):
             "index": str(tmp_path / "index"),
             "batch_size": 2,
         }
-        return indexing.index_images(*loaded, indexing.IndexArguments(**{**arguments, **changes}))
+        return indexing.index_images(*loaded, IndexArguments(**{**arguments, **changes}))
 
     return run
 
@@ -283,16 +286,16 @@ def test_another_model_is_refused(run, model_folder, loaded, pictures, tmp_path,
         next(trained.parameters()).view(-1)[0] += 1e-3
     darker = copy.deepcopy(processor)  # in its image processing alone
     darker.image_processor.image_mean = [0.0, 0.0, 0.0]
-    arguments = indexing.IndexArguments("other", str(pictures), str(tmp_path / "index"))
+    arguments = IndexArguments(model="other", images=str(pictures), index=str(tmp_path / "index"))
     for other in ((warmer, processor), (trained, processor), (model, darker)):
         with pytest.raises(ValueError, match="model='other' .* did not make index=.* make a new index"):
             indexing.index_images(*other, arguments)
-    monkeypatch.setattr(search_images, "load_model", lambda name, device: (warmer, processor))
-    arguments = search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat", model="moved")
+    monkeypatch.setattr(searching, "load_model", lambda name, device: (warmer, processor))
+    arguments = SearchArguments(index=str(tmp_path / "index"), text="a cat", model="moved")
     with pytest.raises(ValueError, match="model='moved' .* did not make index="):
-        search_images.main(arguments)
-    monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)
-    search_images.main(arguments)
+        search_images(arguments)
+    monkeypatch.setattr(searching, "load_model", lambda name, device: loaded)
+    search_images(arguments)
 
 
 def test_damaged_search_files_are_refused_and_written_anew(run, tmp_path):
@@ -388,8 +391,8 @@ def test_an_index_that_cannot_be_opened_is_refused(run, tmp_path, monkeypatch):
 # written, and before the database names them.
 KILLED = """
 import os, signal, sys
-from run_scripts import index_images
 from run_scripts.search import image_index, indexing
+from run_scripts.search.arguments import IndexArguments
 from run_scripts.evaluation.embedding import load_model
 
 model, images, index = sys.argv[1:]
@@ -420,7 +423,7 @@ for kill in (kill_in_batch, kill_in_transaction, kill_in_search_files, kill_befo
     child = os.fork()
     if child == 0:
         kill()
-        arguments = indexing.IndexArguments(model_name, images, f"{index}_{kill.__name__}", batch_size=2)
+        arguments = IndexArguments(model=model_name, images=images, index=f"{index}_{kill.__name__}", batch_size=2)
         indexing.index_images(*model, arguments)
         os._exit(0)
     print(kill.__name__, -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -453,7 +456,7 @@ def test_a_killed_process_loses_nothing_that_was_committed(run, loaded, model_fo
 
 def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path, monkeypatch, caplog):
     run()
-    monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)
+    monkeypatch.setattr(searching, "load_model", lambda name, device: loaded)
     save_noise(pictures / "7.png", seed=7)
     (pictures / "0.png").unlink()
 
@@ -465,7 +468,7 @@ def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path,
         with pytest.raises(OSError, match="No space left"):
             run()
     assert files_of(tmp_path / "index") == EXPECTED
-    search_images.main(search_images.SearchArguments(index=str(tmp_path / "index"), text="a cat"))
+    search_images(SearchArguments(index=str(tmp_path / "index"), text="a cat"))
     assert "changed since its last complete run" in caplog.text
     assert run().num_embedded == 0
     assert files_of(tmp_path / "index") == EXPECTED - {("0.png", "nought")} | {("7.png", None)}
@@ -474,29 +477,29 @@ def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path,
 def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, capsys, monkeypatch):
     shutil.copy(pictures / "0.png", pictures / "zero.png")
     index = str(tmp_path / "index")
-    index_images.main(indexing.IndexArguments(model=model_folder, images=str(pictures), index=index))
+    index_images.main(IndexArguments(model=model_folder, images=str(pictures), index=index))
     assert "holds 7 images of 8 files: 7 embedded now, 0 removed, 0 files left out" in capsys.readouterr().out
     (pictures / "2.png").unlink()
     for by in ("embeds", "codes"):
-        search_images.main(
-            search_images.SearchArguments(
+        search_images(
+            SearchArguments(
                 index=index, image=str(pictures / "0.png"), by=by, top_k=6, grid=str(tmp_path / "out/grid.png")
             )
         )
-        monkeypatch.setattr(search_images, "load_model", lambda name, device: loaded)  # once is enough
+        monkeypatch.setattr(searching, "load_model", lambda name, device: loaded)  # once is enough
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split() == ["1", "1.0000", str(pictures / "0.png"), "nought"]
         assert lines[1].split() == [str(pictures / "zero.png")]
         assert [int(line.split()[0]) for line in lines[2:7]] == [2, 3, 4, 5, 6]
         with Image.open(tmp_path / "out/grid.png") as grid:
             assert grid.format == "PNG"
-            assert grid.size == (5 * search_images.CELL, 2 * (search_images.CELL + 2 * search_images.LINE))
-            cell = grid.crop((0, 0, search_images.CELL, search_images.CELL))
+            assert grid.size == (5 * searching.CELL, 2 * (searching.CELL + 2 * searching.LINE))
+            cell = grid.crop((0, 0, searching.CELL, searching.CELL))
             assert len(cell.getcolors(maxcolors=2**24)) > 1000  # the picture of noise, not an empty cell
     hits = [image_index.Hit(0.5, [(pictures / "2.png", "a long caption that does not fit into its cell")])]
-    cell = search_images.draw_grid(hits)  # a file that has gone leaves its place empty
-    assert cell.size == (search_images.CELL, search_images.CELL + 2 * search_images.LINE)
-    assert cell.getpixel((search_images.CELL // 2, 10)) == (255, 255, 255)
+    cell = searching.draw_grid(hits)  # a file that has gone leaves its place empty
+    assert cell.size == (searching.CELL, searching.CELL + 2 * searching.LINE)
+    assert cell.getpixel((searching.CELL // 2, 10)) == (255, 255, 255)
 
 
 def test_grids_of_strange_results(tmp_path):
@@ -505,24 +508,24 @@ def test_grids_of_strange_results(tmp_path):
     for name, size in (("wide", (8000, 1)), ("high", (1, 8000)), ("dot", (1, 1))):
         Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
     os.mkfifo(tmp_path / "pipe.png")
-    cell = search_images.CELL, search_images.CELL + 2 * search_images.LINE
-    assert search_images.draw_grid([]).size == cell
+    cell = searching.CELL, searching.CELL + 2 * searching.LINE
+    assert searching.draw_grid([]).size == cell
     for name in ("0", "wide", "high", "dot", "pipe"):
         hit = image_index.Hit(0.5, [(tmp_path / f"{name}.png", "many words\r\nand\x1b[2J lines " * 100)])
-        sheet = search_images.draw_grid([hit])
+        sheet = searching.draw_grid([hit])
         assert sheet.size == cell
-        colors = {color for _, color in sheet.crop((0, 0, *2 * [search_images.CELL])).getcolors(2**24)}
+        colors = {color for _, color in sheet.crop((0, 0, *2 * [searching.CELL])).getcolors(2**24)}
         assert name in ("0", "pipe") or (255, 0, 0) in colors
 
 
 def test_what_is_printed_cannot_steer_the_terminal():
     path = Path(os.fsdecode(b"/a\x1b]0;title\x07/latin-\xe9.png"))
     hits = [image_index.Hit(0.5, [(path, "\u202eevil\nline 2\x1b[2J"), (Path("b.png"), "日本　👩\u200d🚀 é")])]
-    assert search_images.format_hits(hits).splitlines() == [
+    assert searching.format_hits(hits).splitlines() == [
         "   1  0.5000  /a\\x1b]0;title\\x07/latin-\\udce9.png  \\u202eevil\\nline 2\\x1b[2J",
         "              b.png  日本　👩\u200d🚀 é",
     ]
-    assert search_images.format_hits([]) == "(nothing found)"
+    assert searching.format_hits([]) == "(nothing found)"
 
 
 @pytest.mark.parametrize(
@@ -535,17 +538,17 @@ def test_what_is_printed_cannot_steer_the_terminal():
 )
 def test_wrong_search_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        search_images.SearchArguments(index="index", **changes)
+        SearchArguments(index="index", **changes)
 
 
 def test_a_query_that_is_no_picture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="image='.*missing.png': "):
-        search_images.read_query_image(str(tmp_path / "missing.png"))
+        searching.read_query_image(str(tmp_path / "missing.png"))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="image='.*text.png': not an image of a known format"):
-        search_images.read_query_image(str(tmp_path / "text.png"))
+        searching.read_query_image(str(tmp_path / "text.png"))
     with pytest.raises(ValueError, match="image='/dev/zero': not a regular file"):
-        search_images.read_query_image("/dev/zero")
+        searching.read_query_image("/dev/zero")
 
 
 @pytest.mark.parametrize(
@@ -563,11 +566,11 @@ def test_the_device_is_used(loaded, pictures, tmp_path, monkeypatch):
         devices.append(device)
         return loaded
 
-    for script in (index_images, search_images):
-        monkeypatch.setattr(script, "load_model", load)
+    for module in (embedding, searching):
+        monkeypatch.setattr(module, "load_model", load)
     index = str(tmp_path / "index")
-    index_images.main(indexing.IndexArguments("model", str(pictures), index, device="cuda:1"))
-    search_images.main(search_images.SearchArguments(index, text="a cat", device="cuda:2"))
+    index_images.main(IndexArguments(model="model", images=str(pictures), index=index, device="cuda:1"))
+    search_images(SearchArguments(index=index, text="a cat", device="cuda:2"))
     assert devices == ["cuda:1", "cuda:2"]
 
 
@@ -579,7 +582,9 @@ def test_a_model_without_codes_is_searched_by_embeds(loaded, pictures, tmp_path)
         projection_dim=16,
     )
     model, processor = CLIPModel(config).eval(), loaded[1]
-    indexing.index_images(model, processor, indexing.IndexArguments("clip", str(pictures), str(tmp_path / "index")))
+    indexing.index_images(
+        model, processor, IndexArguments(model="clip", images=str(pictures), index=str(tmp_path / "index"))
+    )
     index = ImageIndex(tmp_path / "index")
     query = embed_captions(model, processor, ["a cat"])
     assert len(index.search(query, "embeds", 3)) == 3

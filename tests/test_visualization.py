@@ -16,14 +16,15 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
 from datasets import Image as DatasetImage
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, HfArgumentParser
+from transformers import CLIPConfig, CLIPModel
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
-from run_scripts import run_visualization
-from run_scripts.run_visualization import VisualizationArguments
-from run_scripts.visualization import code_statistics, coherence, figures, gallery, records
+from run_scripts.arguments import parse_arguments
+from run_scripts.visualization import code_statistics, coherence, collection, figures, gallery, records
+from run_scripts.visualization.arguments import VisualizationArguments
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample, TopItems
 from run_scripts.visualization.coherence import CoherenceTest, Label
+from run_scripts.visualization.collection import visualize
 from run_scripts.visualization.records import HeatMap, MarkedWords
 from tests.conftest import build_tiny_config
 
@@ -210,7 +211,7 @@ def build_gallery(folder: Path, tokenizer) -> VisualizationArguments:
     DatasetDict(test=dataset).save_to_disk(str(folder / "data"))
     return VisualizationArguments(
         model=str(folder / "model"),
-        data=str(folder / "data"),
+        dataset=str(folder / "data"),
         output_dir=str(folder / "out"),
         category_column="kind",
         batch_size=8,
@@ -222,7 +223,7 @@ def build_gallery(folder: Path, tokenizer) -> VisualizationArguments:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer) -> VisualizationArguments:
     arguments = build_gallery(tmp_path_factory.mktemp("gallery"), tokenizer)
-    run_visualization.main(arguments)
+    visualize(arguments)
     return arguments
 
 
@@ -279,7 +280,7 @@ def test_hostile_captions_are_text(run):
 
 
 def test_pages_tell_what_the_model_says(run):
-    out, dataset = Path(run.output_dir), load_from_disk(run.data)["test"]
+    out, dataset = Path(run.output_dir), load_from_disk(run.dataset)["test"]
     model, processor = FDTModel.from_pretrained(run.model).eval(), FDTProcessor.from_pretrained(run.model)
     inputs = processor(images=dataset["image"][:], text=dataset["caption"][:], return_tensors="pt")
     outputs = model(**inputs)
@@ -327,7 +328,7 @@ def test_figures_show_the_codes_asked_for(run, tmp_path, tokenizer):
 def test_options_limit_pages_rows_and_figures(run, tmp_path):
     values = {**vars(run), "output_dir": str(tmp_path / "out"), "category_column": None, "streaming": True}
     values.update(max_pages=5, max_rows=10, figure_codes=[9], thumbnail_size=16)
-    run_visualization.main(VisualizationArguments(**values))
+    visualize(VisualizationArguments(**values))
     out = tmp_path / "out"
     assert len(list((out / "code").iterdir())) == 5 and len(list((out / "figures").iterdir())) == 1
     assert all(int(path.stem) < 10 for path in (out / "picture").iterdir())
@@ -342,7 +343,7 @@ FEW_PAGES = {"max_pages": 3, "figure_codes": [9], "num_draws": 2}
 
 def with_broken_rows(run, folder: Path) -> VisualizationArguments:
     """The data of `run` with rows between them of which each has another fault."""
-    good = load_from_disk(run.data)["test"].cast_column("image", DatasetImage(decode=False)).to_list()
+    good = load_from_disk(run.dataset)["test"].cast_column("image", DatasetImage(decode=False)).to_list()
     image = good[0]["image"]
     floats = io.BytesIO()
     Image.fromarray(np.zeros((40, 40), np.float32)).save(floats, "TIFF")
@@ -360,13 +361,13 @@ def with_broken_rows(run, folder: Path) -> VisualizationArguments:
     features = Features(image=DatasetImage(), caption=List(Value("string")), kind=ClassLabel(names=["even", "odd"]))
     rows = [*broken[:2], *good[:3], *broken[2:], *good[3:]]
     DatasetDict(test=Dataset.from_list(rows, features=features)).save_to_disk(str(folder / "data"))
-    values = {**vars(run), "data": str(folder / "data"), "output_dir": str(folder / "out"), "batch_size": 2}
+    values = {**vars(run), "dataset": str(folder / "data"), "output_dir": str(folder / "out"), "batch_size": 2}
     return VisualizationArguments(**values | FEW_PAGES)
 
 
 def test_rows_that_cannot_be_used_are_left_out_by_name(run, tmp_path, caplog):
     arguments = with_broken_rows(run, tmp_path)
-    run_visualization.main(arguments)
+    visualize(arguments)
     left_out = dict(re.findall(r"left out row (\d+): (.*)", caplog.text))
     assert list(map(int, left_out)) == [0, 1, *range(5, 11)]
     assert [left_out[str(row)] for row in range(5, 9)] == [
@@ -391,17 +392,17 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(run, tmp_path, caplog):
 def test_a_gallery_appears_whole_or_not_at_all(run, tmp_path, monkeypatch):
     values = {**vars(run), "output_dir": str(tmp_path / "out"), "max_rows": 4} | FEW_PAGES
     with monkeypatch.context() as patch:
-        patch.setattr(run_visualization, "write_gallery", lambda *arguments: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr(collection, "write_gallery", lambda *arguments: (_ for _ in ()).throw(OSError("full")))
         for _ in range(2):
             with pytest.raises(OSError, match="full"):
-                run_visualization.main(VisualizationArguments(**values))
+                visualize(VisualizationArguments(**values))
             assert not (tmp_path / "out").exists()
         (tmp_path / "out").mkdir()
         with pytest.raises(OSError, match="full"):
-            run_visualization.main(VisualizationArguments(**values))
+            visualize(VisualizationArguments(**values))
         assert not any((tmp_path / "out").iterdir())
     (tmp_path / "out/.unfinished/code").mkdir(parents=True)  # of a run that was killed
-    run_visualization.main(VisualizationArguments(**values))
+    visualize(VisualizationArguments(**values))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         path.name for path in Path(run.output_dir).iterdir()
     }
@@ -411,7 +412,7 @@ def test_data_without_a_usable_row_are_refused(run, tmp_path):
     arguments = with_broken_rows(run, tmp_path)
     arguments.max_rows = 2
     with pytest.raises(ValueError, match="no row that can be used among 2, the last for: .*mode 'F'"):
-        run_visualization.main(arguments)
+        visualize(arguments)
     assert not Path(arguments.output_dir).exists()
 
 
@@ -419,9 +420,10 @@ def test_wrong_arguments_are_refused(run, tmp_path):
     def refused(message: str, **changes) -> None:
         with pytest.raises(ValueError, match=message):
             values = {**vars(run), "output_dir": str(tmp_path / "new"), **changes}
-            run_visualization.main(VisualizationArguments(**values))
+            visualize(VisualizationArguments(**values))
 
     refused("output_dir='.*' is not empty", output_dir=run.output_dir)
+    refused("config_name='two': .* was written by save_to_disk", config_name="two")
     refused("category_column='nothing' is no column", category_column="nothing")
     refused("figure_codes must be from 0 to 63, got \\[64\\]", figure_codes=[64])
     refused("num_examples must be at least 1, got 0", num_examples=0)
@@ -430,6 +432,6 @@ def test_wrong_arguments_are_refused(run, tmp_path):
     clip.save_pretrained(tmp_path / "clip")
     FDTProcessor.from_pretrained(run.model).save_pretrained(tmp_path / "clip")
     refused("is a CLIPModel, which has no codes", model=str(tmp_path / "clip"))
-    parser = HfArgumentParser(VisualizationArguments, allow_abbrev=False)
-    parsed = parser.parse_args_into_dataclasses(["--model", "m", "--data", "d", "--output_dir", "o"])[0]
+    argv = ["--model", "m", "--dataset", "d", "--output_dir", "o"]
+    (parsed,) = parse_arguments([VisualizationArguments], argv)
     assert parsed.split == "test" and parsed.max_rows is None and not parsed.streaming

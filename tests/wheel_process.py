@@ -30,7 +30,7 @@ if __name__ == "__main__":
     rows = [{"image": Image.new("RGB", (48, 48), color), "caption": color} for color in ("red", "green", "blue")]
     DatasetDict({"test": Dataset.from_list(rows)}).save_to_disk("drawings")
     run(f"run_scripts.run_evaluation retrieval --model {MODEL} --dataset drawings --output r.json --report r.html")
-    run(f"run_scripts.run_visualization --model {MODEL} --data drawings --output_dir gallery --figure_codes 0")
+    run(f"run_scripts.run_visualization --model {MODEL} --dataset drawings --output_dir gallery --figure_codes 0")
     run(f"conversion.convert_fdt_to_hf --checkpoint {CHECKPOINT} --config {CONFIG} --output_dir converted")
 
     from transformers import AutoProcessor, pipeline

@@ -16,8 +16,8 @@ from datasets import Dataset, DatasetDict
 
 from modeling_fdt import FDTModel, FDTProcessor
 from run_scripts.prepare_synthetic_pairs import draw_pair
-from run_scripts.run_visualization import VisualizationArguments
-from run_scripts.run_visualization import main as run_visualization
+from run_scripts.visualization.arguments import VisualizationArguments
+from run_scripts.visualization.collection import visualize
 
 
 folder = Path("outputs/tutorials")
@@ -62,10 +62,10 @@ for earlier in ("drawings", "gallery"):
     shutil.rmtree(folder / earlier, ignore_errors=True)
 DatasetDict(test=dataset).save_to_disk(folder / "drawings")
 torch.manual_seed(0)
-run_visualization(
+visualize(
     VisualizationArguments(
         model=str(folder / "pretrained"),
-        data=str(folder / "drawings"),
+        dataset=str(folder / "drawings"),
         output_dir=str(folder / "gallery"),
         num_examples=4,
         max_pages=16,

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
-from run_scripts.run_visualization import SAMPLE_SIZE, Collected, VisualizationArguments, finish
+from run_scripts.arguments import run_command
+from run_scripts.visualization.arguments import VisualizationArguments
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
 from run_scripts.visualization.coherence import Label
+from run_scripts.visualization.collection import SAMPLE_SIZE, Collected, finish
 from run_scripts.visualization.gallery import GalleryText
 from run_scripts.visualization.records import (
     NUM_PICTURE_CODES,
@@ -101,7 +102,7 @@ class SyntheticRows:
 
 
 def stream(rows: SyntheticRows, num_rows: int, num_examples: int) -> Collected:
-    """What `run_visualization.collect` does, without a model."""
+    """What `visualization.collection.collect` does, without a model."""
     image, text = (ModalityStatistics(rows.num_codes, num_examples) for _ in range(2))
     sample = Sample(SAMPLE_SIZE, seed=0)
     for start in range(0, num_rows, BATCH_SIZE):
@@ -127,7 +128,7 @@ def main(arguments: GalleryBenchmarkArguments) -> None:
         return
     output_dir = Path(arguments.output_dir)
     (output_dir / "pictures").mkdir(parents=True)
-    options = VisualizationArguments(model="synthetic", data="synthetic", output_dir=str(output_dir))
+    options = VisualizationArguments(model="synthetic", dataset="synthetic", output_dir=str(output_dir))
     rows = SyntheticRows(arguments.num_codes, output_dir / "pictures")
     collected = stream(rows, arguments.num_images, options.num_examples)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -144,4 +145,4 @@ def main(arguments: GalleryBenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(GalleryBenchmarkArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, GalleryBenchmarkArguments)

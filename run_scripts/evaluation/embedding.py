@@ -29,16 +29,26 @@ class Features:
         return Features(self.embeds[items], None if self.code_weights is None else self.code_weights[items])
 
 
-def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(name_or_path: str, device: str | torch.device | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A two-tower checkpoint (FDT, CLIP, ...) in evaluation mode, with its processor.
 
+    Args:
+        name_or_path: a folder, or a name on the Hub.
+        device: where the model runs; by default cuda where there is one.
+
     Raises:
-        ValueError: the checkpoint has not both towers.
+        ValueError: there is no such checkpoint, or it has not both towers.
     """
-    model = AutoModel.from_pretrained(name_or_path).eval().to(device)
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise ValueError(f"{name_or_path!r} holds a {type(model).__name__}, which does not embed images and captions")
-    return model, AutoProcessor.from_pretrained(name_or_path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = AutoModel.from_pretrained(name_or_path)
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+            found = type(model).__name__
+            raise ValueError(f"{name_or_path!r} holds a {found}, which does not embed images and captions")
+        processor = AutoProcessor.from_pretrained(name_or_path)
+    except OSError as error:
+        raise ValueError(f"model={name_or_path!r} cannot be loaded: {error}") from error
+    return model.eval().to(device), processor
 
 
 def embed_images(

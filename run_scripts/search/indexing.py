@@ -9,16 +9,17 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from run_scripts.evaluation.embedding import embed_inputs
+from run_scripts.search.arguments import IndexArguments
 from run_scripts.search.image_index import (
     FileState,
     IndexWriter,
@@ -31,35 +32,7 @@ from run_scripts.search.image_index import (
 
 logger = logging.getLogger(__name__)
 
-
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
-@dataclass
-class IndexArguments:
-    model: str = field(metadata={"help": "Folder or Hub name of a model with its processor."})
-    images: str = field(metadata={"help": "Folder of images, searched with all its subfolders."})
-    index: str = field(metadata={"help": "Folder of the index: a new one, or one made by this model before."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions in metadata.csv or metadata.jsonl, if there is one."}
-    )
-    dense_index: Literal["flat", "hnsw"] = field(
-        default="flat",
-        metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
-    )
-    codes_per_image: int | None = field(
-        default=None, metadata={"help": "Search by codes among so many of an image's largest; all if not given."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Files that are read, embedded and committed together."})
-    device: str = field(default="cpu", metadata={"help": "Where the model runs."})
-
-    def __post_init__(self):
-        for name in ("batch_size", "codes_per_image"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not Path(self.images).is_dir():
-            raise ValueError(f"images={self.images!r} is no folder")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of indexing and search; light, so that help and refusals come at once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from run_scripts.arguments import CheckpointArguments
+
+
+@dataclass(kw_only=True)
+class IndexArguments(CheckpointArguments):
+    """What is indexed, and where."""
+
+    images: str = field(metadata={"help": "Folder of images, searched with all its subfolders."})
+    index: str = field(metadata={"help": "Folder of the index: a new one, or one made by this model before."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of captions in metadata.csv or metadata.jsonl, if there is one."}
+    )
+    dense_index: Literal["flat", "hnsw"] = field(
+        default="flat",
+        metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
+    )
+    codes_per_image: int | None = field(
+        default=None, metadata={"help": "Search by codes among so many of an image's largest; all if not given."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Files that are read, embedded and committed together."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "codes_per_image"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not Path(self.images).is_dir():
+            raise ValueError(f"images={self.images!r} is no folder")
+
+
+@dataclass(kw_only=True)
+class SearchArguments(CheckpointArguments):
+    """What is searched for, and where."""
+
+    index: str = field(metadata={"help": "Folder that index_images wrote."})
+    text: str | None = field(default=None, metadata={"help": "Search by words."})
+    image: str | None = field(default=None, metadata={"help": "Search by an image: its path."})
+    by: Literal["embeds", "codes"] = field(
+        default="embeds", metadata={"help": "Compare embeddings, or code weights through the inverted index."}
+    )
+    top_k: int = field(default=10, metadata={"help": "Number of images to show."})
+    grid: str | None = field(default=None, metadata={"help": "PNG to write the images into."})
+    model: str | None = field(
+        default=None, metadata={"help": "Where the model that made the index is now, if it was moved."}
+    )
+
+    def __post_init__(self):
+        if (self.text is None) == (self.image is None):
+            raise ValueError(f"give either text or image, got text={self.text!r} and image={self.image!r}")
+        if self.grid is not None and not self.grid.lower().endswith(".png"):
+            raise ValueError(f"grid must end in .png, got {self.grid!r}")

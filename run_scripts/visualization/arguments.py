@@ -1,0 +1,34 @@
+# Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the gallery; light, so that help and refusals come at once."""
+
+from dataclasses import dataclass, field
+
+from run_scripts.arguments import CheckpointArguments, PairArguments
+
+
+@dataclass(kw_only=True)
+class VisualizationArguments(CheckpointArguments, PairArguments):
+    """What is shown of a model, and of which data."""
+
+    output_dir: str = field(metadata={"help": "New or empty folder for the gallery."})
+    category_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of categories, by which coherence is measured. Without it: by words of captions."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed, without a download."})
+    max_rows: int | None = field(default=None, metadata={"help": "Stop after so many rows."})
+    batch_size: int = field(default=64, metadata={"help": "Rows in a forward pass."})
+    num_examples: int = field(default=8, metadata={"help": "Images and captions shown for each code."})
+    max_pages: int = field(default=2048, metadata={"help": "Codes with a page, those that fire most."})
+    thumbnail_size: int = field(default=96, metadata={"help": "Longest side of images in the gallery, in pixels."})
+    figure_codes: list[int] | None = field(
+        default=None, metadata={"help": "Codes in the figures; without it the twelve most coherent."}
+    )
+    num_draws: int = field(default=1000, metadata={"help": "Random draws that a code's coherence is compared with."})
+    seed: int = field(default=42, metadata={"help": "Of the random draws."})
+
+    def __post_init__(self):
+        for name in ("max_rows", "batch_size", "num_examples", "max_pages", "thumbnail_size", "num_draws"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
