@@ -26,6 +26,7 @@ from run_scripts.training.finetuning import add_lora
 from run_scripts.training.reproducible import ReproducibleTrainer
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
+from tests.examples import run_page, write_stand_ins
 
 
 time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts
@@ -161,5 +162,10 @@ report["private_to"] = {
     "a stranger": try_to(FDTModel.from_pretrained, "owner/private", token="hf_stranger", cache_dir="a strangers"),
     "a stranger who writes": try_to(model.push_to_hub, "owner/tiny", token="hf_stranger"),
 }
+
+# The examples of the documentation
+os.environ["HF_TOKEN"] = "hf_me"
+write_stand_ins(Path())
+run_page(Path(__file__).parents[1] / "docs" / "hub.md")
 
 Path(sys.argv[2]).write_text(json.dumps(report))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-TOKENS = {"hf_owner": "owner", "hf_stranger": "stranger"}
+TOKENS = {"hf_owner": "owner", "hf_stranger": "stranger", "hf_me": "me"}
 
 
 @dataclass

@@ -1,14 +1,13 @@
-"""What README and docs name exists: files, modules, flags, names that their examples import; and the site builds."""
+"""README and docs are true: what they name exists, their Python runs and answers as printed, and the site builds."""
 
-import ast
 import dataclasses
 import functools
 import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import sys
-import textwrap
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,18 +15,14 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from tests.examples import MODEL, blocks, form_of, run_page, write_stand_ins
+
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN = "modeling_fdt", "conversion", "run_scripts"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page, at the margin or inside a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [textwrap.dedent(code) for _, code in found]
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -92,15 +87,25 @@ def test_flags_of_commands_are_known(page):
     assert not unknown
 
 
-@every_page
-def test_examples_import_names_that_exist(page):
-    missing = []
-    for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith(OWN):
-                module = importlib.import_module(node.module)
-                missing += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
-    assert not missing
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stand_ins")
+    write_stand_ins(folder)
+    return folder
+
+
+# test_hub.py runs docs/hub.md, beside a Hub.
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, "python") and page.name != "hub.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_examples_run_as_printed(page, stand_ins, tmp_path, monkeypatch):
+    shutil.copytree(stand_ins, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    uses_stand_in = MODEL in page.read_text(encoding="utf-8")
+    for promised, given in run_page(page):
+        assert form_of(given, uses_stand_in) == form_of(promised, uses_stand_in)
 
 
 @pytest.fixture(scope="module")

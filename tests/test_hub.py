@@ -181,6 +181,10 @@ def test_a_private_repository(report, server):
     }
 
 
+def test_examples_of_the_documentation(report, server):
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= set(files_of(server, "me/fdt"))
+
+
 def test_results_of_the_demo_take_the_place_of_older_ones(tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path)
     model_card.write_model_card(tmp_path, base_model="owner/clip", tags=["emoji", "fdt"])
