@@ -54,7 +54,8 @@ __all__ = [
 ]
 
 AutoConfig.register(FDTConfig.model_type, FDTConfig)
-AutoModel.register(FDTConfig, FDTModel)
+# Of several classes AutoModel takes the one that a folder's `architectures` names, and the first where it names none.
+AutoModel.register(FDTConfig, (FDTModel, FDTTextModel, FDTVisionModel))
 AutoModelForZeroShotImageClassification.register(FDTConfig, FDTModel)
 AutoModelForImageClassification.register(FDTConfig, FDTForImageClassification)
 AutoModelForTextEncoding.register(FDTConfig, FDTTextModel)

@@ -160,6 +160,8 @@ class FDTConfig(PreTrainedConfig):
             _refuse_unknown_names(kwargs, type(self), type(self).__name__)
         for name in self.sub_configs:
             setattr(self, name, self._build_tower_config(name, is_hand_written))
+        # AutoModel, which has several classes to choose from, goes through this list and does not expect None.
+        self.architectures = self.architectures or []
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
 
     def _build_tower_config(self, name: str, is_hand_written: bool) -> PreTrainedConfig:

@@ -136,11 +136,24 @@ class FDTPreTrainedModel(PreTrainedModel):
         return False
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        model._refuse_checkpoint_of_the_other_half(set(report["missing_keys"]))
         # Loading makes every parameter trainable again.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_parts()
-        return loaded
+        model._freeze_parts()
+        return (model, report) if output_loading_info else model
+
+    def _refuse_checkpoint_of_the_other_half(self, missing: set[str]) -> None:
+        names = {name for name, _ in self.named_parameters()}
+        for half in ("vision_tower", "text_tower"):
+            of_half = {name for name in names if name.startswith(f"{half}.")}
+            if of_half and of_half <= missing and "codebook" not in missing:
+                saved_by = self.config.architectures or "a class that its configuration does not name"
+                raise ValueError(
+                    f"{type(self).__name__} needs a {half}, but {self.name_or_path!r} holds no weight of one: it was "
+                    f"saved by {saved_by}."
+                )
 
     def post_init(self) -> None:
         super().post_init()

@@ -1,6 +1,7 @@
 """FDT models: loss, padding, loading, options, and the error of every wrong input."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -194,9 +195,43 @@ def test_auto_classes(tiny_model, tmp_path):
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is FDTForImageClassification
 
 
-def test_a_checkpoint_of_one_half_initialises_the_other_as_a_new_model(tiny_config, tmp_path):
-    FDTVisionModel(tiny_config).save_pretrained(tmp_path)
-    model = FDTModel.from_pretrained(tmp_path)
+@pytest.mark.parametrize("half_class", [FDTVisionModel, FDTTextModel])
+def test_a_checkpoint_of_one_half(half_class, tiny_config, inputs, tmp_path):
+    half = half_class(tiny_config).eval()
+    half.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is half_class
+    given = inputs[half_class.main_input_name]
+    torch.testing.assert_close(loaded(given).pooler_output, half(given).pooler_output, rtol=0, atol=0)
+
+    is_vision = half_class is FDTVisionModel
+    other_class, other_tower = (FDTTextModel, "text_tower") if is_vision else (FDTVisionModel, "vision_tower")
+    for wrong_class in (other_class, FDTModel):
+        message = f"{wrong_class.__name__} needs a {other_tower}, but .* was saved by .*{half_class.__name__}"
+        with pytest.raises(ValueError, match=message):
+            wrong_class.from_pretrained(tmp_path)
+
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"FDTModel needs a {other_tower}, but .* by a class that"):
+        AutoModel.from_pretrained(tmp_path)
+    assert type(half_class.from_pretrained(tmp_path)) is half_class
+
+
+def test_a_classifier_is_no_model_of_images_and_captions(tiny_config, tmp_path):
+    FDTForImageClassification(tiny_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="FDTModel needs a text_tower, but .*FDTForImageClassification"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_auto_model_builds_a_new_model_of_a_configuration(tiny_config):
+    assert type(AutoModel.from_config(tiny_config)) is FDTModel
+
+
+def test_what_a_checkpoint_lacks_is_initialised_as_in_a_new_model(tiny_config):
+    """transformers initialises modules that hold no tensor themselves in its own code only: see `is_custom_code`."""
+    model = FDTModel.from_pretrained(None, config=tiny_config, state_dict={})
     # CLIP's own initialisation of an attention block: hidden_size**-0.5 * (2 * num_hidden_layers)**-0.5.
     std = model.text_tower.encoder.layers[0].self_attn.q_proj.weight.std().item()
     assert std == pytest.approx(32**-0.5 * 4**-0.5, rel=0.1)
