@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Look into a trained model: drop a picture, type labels, and see which codes decide.
+"""Look into a trained model: drop an image, type labels, and see which codes decide.
 
     python -m run_scripts.run_app --model outputs/emoji_two_styles
 
@@ -7,14 +7,15 @@ Opens a page for this machine only (needs `pip install -e ".[app]"`).
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import gradio
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from transformers import HfArgumentParser
 
 from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts.data.decoding import ImageError, decode_image, to_rgb
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.figures import lay_over
 from run_scripts.visualization.records import box_in_percent, encode_heat_maps
@@ -26,41 +27,67 @@ class AppArguments:
     port: int = field(default=7860, metadata={"help": "Port of the page, on this machine only."})
 
 
+MAX_CODES = 16
+SHOWN_SIZE = 1024  # longest side of heat maps, in pixels
+
+
+class Refusal(gradio.Error):
+    """What the page says of input that it does not take; nothing is wrong with the app, so it prints no traceback."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_exception=False)
+
+
+def check_num_codes(num_codes: float) -> int:
+    """The number of codes to show; callers of `/explain` may send what the slider cannot.
+
+    Raises:
+        Refusal: it is no whole number from 1 to `MAX_CODES`.
+    """
+    if num_codes not in range(1, MAX_CODES + 1) or isinstance(num_codes, bool):
+        raise Refusal(f"Codes to show must be a whole number from 1 to {MAX_CODES}, got {num_codes!r}.")
+    return int(num_codes)
+
+
 def split_labels(labels: str) -> list[str]:
     """Labels by line or comma, without empty and repeated ones.
 
     Raises:
-        gradio.Error: there is none.
+        Refusal: there is none.
     """
     names = [label.strip() for line in labels.splitlines() for label in line.split(",")]
     names = list(dict.fromkeys(label for label in names if label))
     if not names:
-        raise gradio.Error("Type at least one label.")
+        raise Refusal("Type at least one label.")
     return names
 
 
 def explain(
-    model: FDTModel, processor: FDTProcessor, image: Image.Image | None, labels: str, num_codes: int
+    model: FDTModel, processor: FDTProcessor, path: str | None, labels: str, num_codes: float
 ) -> tuple[dict[str, float], list[tuple[np.ndarray, str]], list[list], list[list]]:
     """What the page shows.
 
     Args:
         model, processor: what explains.
-        image: any picture.
+        path: of an image.
         labels: names to choose from, by line or comma.
-        num_codes: how many codes to show.
+        num_codes: how many codes to show, a whole number from 1 to `MAX_CODES`.
 
     Returns:
-        The probability of each label; pictures with heat maps and their titles; for each label and shown code
-        what the code adds to the label's logit; for each label the codes that it shares with the picture.
+        The probability of each label; images with heat maps and their titles; for each label and shown code
+        what the code adds to the label's logit; for each label the codes that it shares with the image.
 
     Raises:
-        gradio.Error: there is no picture or no label.
+        Refusal: there is no label, no image or one that cannot be used, or no such number of codes.
     """
-    if image is None:
-        raise gradio.Error("Drop a picture first.")
+    if path is None:
+        raise Refusal("Drop an image first.")
     names = split_labels(labels)
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    num_codes = check_num_codes(num_codes)
+    try:
+        image = decode_image(path)
+    except ImageError as error:
+        raise Refusal(str(error).replace(path, Path(path).name)) from error
     inputs = processor(images=image, text=names, return_tensors="pt").to(model.device)
     explanation = model.explain(**inputs, top_k=num_codes)
     logits = explanation.logits_per_image[0]
@@ -68,11 +95,12 @@ def explain(
 
     codes, weights = explanation.image_codes[0].tolist(), explanation.image_weights[0].tolist()
     num_active = sum(weight > 0 for weight in weights)
-    heat_maps = []
+    heat_maps, shown = [], to_rgb(image)
+    shown.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
     for code, weight, heat_map in zip(
         codes[:num_active], weights, encode_heat_maps(explanation.patch_scores[0]), strict=False
     ):
-        overlay = lay_over(image, box_in_percent(processor, image), heat_map)
+        overlay = lay_over(shown, box_in_percent(processor, image), heat_map)
         heat_maps.append(((overlay * 255).astype(np.uint8), f"code {code}, weight {weight:.3g}"))
 
     additions, shared = [], []
@@ -96,14 +124,16 @@ def build_app(model: FDTModel, processor: FDTProcessor) -> gradio.Blocks:
     """The page; its one function can also be called by name, as `/explain`."""
     with gradio.Blocks(title="Finite discrete tokens", analytics_enabled=False) as app:
         gradio.Markdown(
-            "# What does the model see?\nDrop a picture and type labels. They are compared as weighted sums of codes: "
-            "below is where the picture's strongest codes score high, and what each adds to a label."
+            "# What does the model see?\nDrop an image and type labels. They are compared as weighted sums of codes: "
+            "below is where the image's strongest codes score high, and what each adds to a label."
         )
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(type="pil", label="Picture")
+                image = gradio.Image(type="filepath", image_mode=None, label="Image")
+                # The file as it was dropped: gradio's own method opens it before ours can say what is wrong with it.
+                image.preprocess = lambda payload: None if payload is None else payload.path
                 labels = gradio.Textbox("a face, a dog, a heart", lines=3, label="Labels, by line or comma")
-                num_codes = gradio.Slider(1, 16, value=6, step=1, label="Codes to show")
+                num_codes = gradio.Slider(1, MAX_CODES, value=6, step=1, label="Codes to show")
                 button = gradio.Button("Explain", variant="primary")
             with gradio.Column():
                 probabilities = gradio.Label(label="Probability of each label", num_top_classes=10)
@@ -113,7 +143,7 @@ def build_app(model: FDTModel, processor: FDTProcessor) -> gradio.Blocks:
                     wrap=True,
                 )
         heat_maps = gradio.Gallery(
-            label="Strongest codes of the picture: dark where the score is lowest, clear where it is highest",
+            label="Strongest codes of the image: dark where the score is lowest, clear where it is highest",
             columns=6,
             object_fit="contain",
         )

@@ -20,9 +20,16 @@ def test_labels():
         run_app.split_labels(" ,\n")
 
 
-def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, images):
+@pytest.mark.parametrize("number", [0, -3, 17, 2.5, 10**12, float("nan"), None, True, "2"])
+def test_odd_numbers_of_codes_are_refused(number):
+    with pytest.raises(run_app.Refusal, match="must be a whole number from 1 to 16, got"):
+        run_app.check_num_codes(number)
+
+
+def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, images, tmp_path):
+    images[1].save(tmp_path / "image.png")
     probabilities, heat_maps, additions, shared = run_app.explain(
-        tiny_model, tiny_processor, images[1], "a cat, <b>dog</b>", 3
+        tiny_model, tiny_processor, str(tmp_path / "image.png"), "a cat, <b>dog</b>", 3
     )
     inputs = tiny_processor(images=images[1], text=["a cat", "<b>dog</b>"], return_tensors="pt")
     outputs, explanation = tiny_model(**inputs), tiny_model.explain(**inputs, top_k=3)
@@ -40,26 +47,39 @@ def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, 
     )
     assert shared[0][0] == best and shared[0][1] == pytest.approx(outputs.logits_per_image[0, place].item(), abs=1e-3)
     assert shared[0][3].startswith(f"{explanation.shared_codes[0, place, 0].item()} (+")
-    with pytest.raises(gradio.Error, match="Drop a picture"):
+    with pytest.raises(gradio.Error, match="Drop an image"):
         run_app.explain(tiny_model, tiny_processor, None, "a cat", 3)
 
 
 def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
     from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
 
-    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "picture.png")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    image = Image.fromarray(noise)  # transparent here and there
+    image.save(tmp_path / "image.png")
+    (tmp_path / "text.png").write_text("no image")
+    inputs = tiny_processor(images=image, text=["a cat", "a dog"], return_tensors="pt")
+    expected = tiny_model(**inputs).logits_per_image.softmax(dim=-1)[0].tolist()
     app = run_app.build_app(tiny_model, tiny_processor)
     assert not app.analytics_enabled
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
         client = Client(url, verbose=False, download_files=str(tmp_path / "answers"))
-        answer = client.predict(handle_file(tmp_path / "picture.png"), "a cat, a dog", 2, api_name="/explain")
+        answer = client.predict(handle_file(tmp_path / "image.png"), "a cat, a dog", 2, api_name="/explain")
+        for name, number, message in (
+            ("text.png", 2, "text.png is not an image of a known format"),
+            ("image.png", 2.5, "must be a whole number from 1 to 16, got 2.5"),
+        ):
+            with pytest.raises(AppError, match=message):
+                client.predict(handle_file(tmp_path / name), "a cat, a dog", number, api_name="/explain")
+        with pytest.raises(AppError):  # the message is gradio's
+            client.predict(handle_file(tmp_path / "image.png"), "a cat, a dog", 0, api_name="/explain")
     finally:
         app.close()
     probabilities, heat_maps, additions, shared = answer
-    assert {row["label"] for row in probabilities["confidences"]} == {"a cat", "a dog"}
-    assert sum(row["confidence"] for row in probabilities["confidences"]) == pytest.approx(1, abs=1e-5)
+    confidences = {row["label"]: row["confidence"] for row in probabilities["confidences"]}
+    assert [confidences["a cat"], confidences["a dog"]] == pytest.approx(expected, abs=1e-5)
     assert len(heat_maps) == 2 and len(additions["data"]) == 4 and len(shared["data"]) == 2
 
 

@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 
 from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
+from run_scripts.evaluation.inputs import read_pictures
 from run_scripts.search.image_index import (
     best,
     build_dense_index,
@@ -167,7 +168,7 @@ def compare_recall(arguments: SearchBenchmarkArguments) -> dict:
     dataset: Dataset = open_dataset(arguments.dataset, arguments.split)
     check_columns(dataset, image_column=arguments.image_column, caption_column=arguments.caption_column)
     model, processor = load_model(arguments.model)
-    images = embed_images(model, processor, dataset[arguments.image_column])
+    images = embed_images(model, processor, read_pictures(dataset, arguments.image_column))
     if images.code_weights is None:
         raise ValueError(f"model={arguments.model!r} has no codes")
     names, labels = np.unique(dataset[arguments.caption_column][:], return_inverse=True)

@@ -4,10 +4,10 @@
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, count
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset
@@ -16,11 +16,11 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from run_scripts.arguments import DataArguments, is_tar_pattern
+from run_scripts.data.decoding import ImageError, decode_image, decode_rows
 from run_scripts.data.source import (
     DatasetShards,
     TarShards,
     check_columns,
-    decode_picture,
     leave_undecoded,
     open_dataset,
     split_rows,
@@ -85,7 +85,7 @@ class DataCounts:
                 )
 
     def make_pair(self, row: dict[str, Any], image_column: str, caption_column: str, where: str) -> dict | None:
-        """The decoded picture and the captions of a row under the same names; None, counted, if it has not both.
+        """The decoded image and the captions of a row under the same names; None, counted, if it has not both.
 
         Raises:
             ValueError: captions are no strings, or too large a share of the data is broken.
@@ -101,10 +101,8 @@ class DataCounts:
         if row.get(image_column) is None:
             return self.add_broken("missing_image", where)
         try:
-            image = decode_picture(row[image_column])
-            if image.mode in ("I", "F"):
-                raise ValueError(f"a picture of mode {image.mode} has no defined range")
-        except Exception as error:  # decoders of broken files raise whatever they stumble over
+            image = decode_image(row[image_column])
+        except ImageError as error:
             return self.add_broken("undecodable_image", where, error)
         return {image_column: image, caption_column: captions}
 
@@ -269,7 +267,7 @@ def load_train_dataset(
 
 
 def load_eval_dataset(arguments: DataArguments) -> Dataset:
-    """The rows to evaluate on, pictures decoded when read; of several captions the first.
+    """The rows to evaluate on, images decoded when read; of several captions the first.
 
     Raises:
         ValueError: there are none, a column is missing, or a row has no caption.
@@ -287,5 +285,6 @@ def load_eval_dataset(arguments: DataArguments) -> Dataset:
     ]
     if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ValueError(f"validation_split={arguments.validation_split!r} must hold rows, each with a caption")
-    dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image())
-    return dataset.add_column(caption_column, captions)
+    dataset = leave_undecoded(dataset.select_columns([image_column]), image_column)
+    dataset = dataset.add_column(caption_column, captions)
+    return dataset.with_transform(partial(decode_rows, column=image_column))

@@ -9,7 +9,8 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from PIL import Image
+
+from run_scripts.data.decoding import decode_image as decode_picture  # noqa: F401
 
 
 # A split in memory, read as a stream, is dealt to at most so many readers.
@@ -57,22 +58,6 @@ def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> 
     for argument, name in columns.items():
         if name is not None and name not in names:
             raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}; give --{argument}")
-
-
-def decode_picture(value: dict | str | bytes | None) -> Image.Image:
-    """A picture from what a column or a tar member holds, upright.
-
-    Args:
-        value: bytes, a path, or a dict of either, as `datasets` keeps pictures that it has not decoded.
-
-    Raises:
-        Exception: of whatever class the decoder of that format raises for a broken file.
-    """
-    if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
-    elif isinstance(value, str):
-        value = {"bytes": None, "path": value}
-    return datasets.Image().decode_example(value)
 
 
 class DatasetShards:

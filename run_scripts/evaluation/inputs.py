@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import decode_picture
+from run_scripts.data.decoding import ImageError, decode_image
 from run_scripts.evaluation.embedding import embed_captions, embed_images
 
 
@@ -30,10 +30,10 @@ def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:
         if file is None:
             raise ValueError(f"{column} of row {row} is empty")
         try:
-            picture = decode_picture(file)
-        except Exception as error:  # each format has its own
-            raise ValueError(f"{column} of row {row} ({file['path']}) cannot be read: {error}") from error
-        yield picture
+            image = decode_image(file)
+        except ImageError as error:
+            raise ValueError(f"{column} of row {row}: {error}") from error
+        yield image
 
 
 def embed_pictures(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -23,7 +22,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
 from run_scripts.data.batches import ContrastiveCollator
-from run_scripts.data.source import check_columns, decode_picture, leave_undecoded, open_dataset
+from run_scripts.data.decoding import decode_rows
+from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
 from run_scripts.evaluation.embedding import embed_captions
 from run_scripts.evaluation.metrics import recall_at
 from run_scripts.training.arguments import (
@@ -57,24 +57,6 @@ def load_splits(arguments: FineTuningDataArguments, column: str, seed: int) -> l
         parts = splits[0].train_test_split(arguments.validation_share, seed=seed)
         splits = [parts["train"], parts["test"]]
     return [leave_undecoded(split, arguments.image_column) for split in splits]
-
-
-def decode_rows(rows: dict[str, list], column: str) -> dict[str, list]:
-    """Columns of rows, with the pictures of one column decoded.
-
-    Raises:
-        ValueError: a picture cannot be decoded; it is named.
-    """
-    return {name: [_decode(v) for v in values] if name == column else values for name, values in rows.items()}
-
-
-def _decode(picture: dict | None) -> Image.Image:
-    if picture is None:
-        raise ValueError("a row has no picture")
-    try:
-        return decode_picture(picture)
-    except Exception as error:  # decoders of broken files raise whatever they stumble over
-        raise ValueError(f"picture {picture['path'] or '(without a name)'} cannot be decoded: {error}") from error
 
 
 def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) -> tuple[Dataset, Dataset, list[str]]:

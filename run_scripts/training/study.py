@@ -11,6 +11,7 @@ import logging
 import platform
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, F
 from modeling_fdt.towers_fdt import get_context_length
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.source import check_columns
-from run_scripts.evaluation.inputs import describe_data
+from run_scripts.evaluation.inputs import describe_data, read_pictures
 from run_scripts.evaluation.metrics import chance_recall_of
 from run_scripts.evaluation.naming import all_concepts, evaluate_naming
 from run_scripts.evaluation.results import PACKAGES, find_commit
@@ -176,7 +177,9 @@ def prepare_study(arguments: StudyArguments, training_arguments: FDTTrainingArgu
         training_arguments=training_arguments,
         collator=ContrastiveCollator(processor, image_column, caption_column, arguments.augmentation),
         dataset=dataset,
-        pictures={split: shrink(dataset[split][image_column], processor.image_processor) for split in SPLITS},
+        pictures={
+            split: shrink(read_pictures(dataset[split], image_column), processor.image_processor) for split in SPLITS
+        },
         concepts=all_concepts(dataset),
         data_sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
@@ -186,7 +189,7 @@ def prepare_study(arguments: StudyArguments, training_arguments: FDTTrainingArgu
     return study
 
 
-def shrink(images: list[Image.Image], image_processor: FDTImageProcessor) -> list[Image.Image]:
+def shrink(images: Iterable[Image.Image], image_processor: FDTImageProcessor) -> list[Image.Image]:
     """Pictures as the processor resizes and crops them, so that it need not do so at every visit."""
     arrays = (image_processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0] for image in images)
     return [Image.fromarray(array.transpose(1, 2, 0)) for array in arrays]
