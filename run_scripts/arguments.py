@@ -132,7 +132,7 @@ def run_command(
     main: Callable[..., Any],
     *argument_classes: type | LateArguments,
     argv: Sequence[str] | None = None,
-    defaults: dict[str, Any] | None = None,
+    defaults: Callable[[dict[str, Any], Sequence[str]], dict[str, Any]] = lambda config, flags: {},
     prog: str | None = None,
 ) -> None:
     """Parse the command line and run `main` with an object of each class; arguments as in `parse_arguments`.
@@ -158,7 +158,7 @@ def run_command(
 def parse_arguments(
     argument_classes: Sequence[type | LateArguments],
     argv: Sequence[str],
-    defaults: dict[str, Any] | None = None,
+    defaults: Callable[[dict[str, Any], Sequence[str]], dict[str, Any]] = lambda config, flags: {},
     prog: str | None = None,
 ) -> tuple:
     """Dataclasses of arguments from config files, as many as the command line begins with, and the flags after them.
@@ -167,7 +167,7 @@ def parse_arguments(
         argument_classes: whose fields are the names of flags, and of what configs may hold.
         argv: `[config.json ...] [--flag value ...]`. What comes later overrides what comes before; of an object, as
             JSON, the members that it names (see `merge`).
-        defaults: a config that all others override.
+        defaults: gives, for config and flags, what both override.
         prog: the command, for its help.
 
     Returns:
@@ -178,9 +178,10 @@ def parse_arguments(
         SystemExit: from argparse, for unknown or missing flags and for `--help`.
     """
     files, flags = split_configs(argv)
-    config = defaults or {}
+    config = {}
     for file in files:
         config = merge(config, read_config(find_config(file)))
+    config = merge(defaults(config, flags), config)
     late = [group for group in argument_classes if isinstance(group, LateArguments)]
     early = [group for group in argument_classes if not isinstance(group, LateArguments)]
     if late and not {"-h", "--help"}.isdisjoint(flags):

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
 from run_scripts import run_demo, run_evaluation
-from run_scripts.evaluation import linear_probe, report, results
+from run_scripts.arguments import parse_arguments
+from run_scripts.evaluation import linear_probe, report, results, tasks
+from run_scripts.evaluation.arguments import PRESETS, TASKS, EvaluationArguments, preset_arguments
 from run_scripts.evaluation.inputs import describe_data, read_captions, read_labels
 from run_scripts.evaluation.naming import all_concepts
 from run_scripts.evaluation.prompts import ensemble, load_class_names, load_templates
@@ -72,11 +75,17 @@ def no_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+def parse(argv: list[str]) -> EvaluationArguments:
+    task = run_evaluation.find_task(argv)
+    defaults = partial(run_evaluation.find_defaults, task)
+    return parse_arguments([TASKS[task]], argv[1:], defaults)[0]
+
+
 def evaluate(model, processor, task: str, *flags: str) -> results.Evaluation:
     """Run a task with a model that is loaded already."""
-    task, arguments = run_evaluation.parse_arguments([task, "--model", "unused", *flags])
+    arguments = parse([task, "--model", "unused", *flags])
     torch.manual_seed(arguments.seed)
-    return run_evaluation.TASKS[task][1](model, processor, arguments)
+    return tasks.EVALUATIONS[type(arguments)](model, processor, arguments)
 
 
 def values(evaluation: results.Evaluation) -> dict[str, float]:
@@ -87,7 +96,7 @@ def values(evaluation: results.Evaluation) -> dict[str, float]:
 
 
 def preset_cases() -> list[tuple[str, str]]:
-    return [(preset, task) for preset, content in run_evaluation.PRESETS.items() for task in content["tasks"]]
+    return [(preset, task) for preset, content in PRESETS.items() for task in content["tasks"]]
 
 
 def stand_in(kinds: dict[str, str], num_classes: int) -> Dataset:
@@ -118,7 +127,7 @@ def stand_in(kinds: dict[str, str], num_classes: int) -> Dataset:
 @pytest.mark.parametrize("preset, task", preset_cases())
 def test_every_preset_fits_a_stand_in_of_its_layout(preset, task, model, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(linear_probe, "STRENGTHS", np.logspace(0, 2, 17))  # fewer to try
-    content = run_evaluation.PRESETS[preset]
+    content = PRESETS[preset]
     arguments = content["arguments"]
     flags = []
     if preset == "imagenet" and task == "zero-shot-classification":
@@ -139,8 +148,8 @@ def test_every_preset_fits_a_stand_in_of_its_layout(preset, task, model, process
 
 
 def test_every_argument_of_a_preset_is_a_flag_of_one_of_its_tasks():
-    for preset, content in run_evaluation.PRESETS.items():
-        used = [set(run_evaluation.preset_arguments(task, preset, None)) for task in content["tasks"]]
+    for preset, content in PRESETS.items():
+        used = [set(preset_arguments(task, preset, None)) for task in content["tasks"]]
         assert set.union(*used) == set(content["arguments"]), preset
 
 
@@ -417,14 +426,13 @@ def test_captions_of_every_form():
 
 
 def test_flags_go_before_the_preset_and_a_json_file_holds_the_same_names(tmp_path):
-    _, arguments = run_evaluation.parse_arguments(
-        ["zero-shot-classification", "--model", "m", "--preset", "cifar10", "--split", "train"]
-    )
+    arguments = parse(["zero-shot-classification", "--model", "m", "--preset", "cifar10", "--split", "train"])
     assert (arguments.dataset, arguments.split, arguments.image_column) == ("uoft-cs/cifar10", "train", "img")
     assert arguments.config_name == "plain_text"
     (tmp_path / "run.json").write_text(json.dumps({"model": "m", "preset": "cifar10", "dataset": "local"}))
-    _, arguments = run_evaluation.parse_arguments(["linear-probe", str(tmp_path / "run.json")])
+    arguments = parse(["linear-probe", str(tmp_path / "run.json"), "--split", "validation"])
     assert (arguments.dataset, arguments.config_name, arguments.train_split) == ("local", None, "train")
+    assert arguments.split == "validation"
 
 
 @pytest.mark.parametrize(
@@ -432,7 +440,6 @@ def test_flags_go_before_the_preset_and_a_json_file_holds_the_same_names(tmp_pat
     [
         (["retrieval", "--model", "m"], "give dataset, or a preset that names one"),
         (["retrieval", "--model", "m", "--dataset", "d", "--batch_size", "0"], "batch_size must be at least 1"),
-        (["retrieval", "--model", "m", "--dataset", "d", "--label_column", "x"], "not used"),
         (["retrieval", "--model", "m", "--preset", "cifar10"], "is not one for retrieval; there are .'coco_5k'"),
         (
             [
@@ -453,16 +460,17 @@ def test_flags_go_before_the_preset_and_a_json_file_holds_the_same_names(tmp_pat
 )
 def test_bad_arguments_are_refused(argv, message):
     with pytest.raises(ValueError, match=message):
-        run_evaluation.parse_arguments(argv)
+        parse(argv)
 
 
-def test_unknown_tasks_and_names_in_files_are_refused(tmp_path):
-    with pytest.raises(SystemExit) as end:
-        run_evaluation.parse_arguments(["translation"])
-    assert end.value.code not in (0, None)
+def test_unknown_tasks_flags_and_names_in_files_are_refused(tmp_path):
+    for argv in (["translation"], ["retrieval", "--model", "m", "--dataset", "d", "--label_column", "x"]):
+        with pytest.raises(SystemExit) as end:
+            parse(argv)
+        assert end.value.code == 2
     (tmp_path / "run.json").write_text(json.dumps({"model": "m", "dataset": "d", "captions": "x"}))
     with pytest.raises(ValueError, match="captions"):
-        run_evaluation.parse_arguments(["retrieval", str(tmp_path / "run.json")])
+        parse(["retrieval", str(tmp_path / "run.json")])
 
 
 # Results and report
@@ -558,7 +566,7 @@ def test_charts_are_drawn_to_scale():
 )
 def test_a_report_of_other_files_is_refused(content, message, tmp_path):
     (tmp_path / "demo.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
         run_evaluation.main(["report", "--results", str(tmp_path / "demo.json"), "--output", str(tmp_path / "p.html")])
 
 

@@ -13,10 +13,12 @@ from scipy.sparse import csr_array
 from sklearn.metrics import f1_score
 from transformers import CLIPConfig, CLIPModel
 
-from run_scripts import run_evaluation
+from run_scripts.arguments import parse_arguments
 from run_scripts.evaluation import concepts, localization, tagging, truth_metrics
+from run_scripts.evaluation.arguments import TASKS
 from run_scripts.evaluation.embedding import Features, embed_captions
 from run_scripts.evaluation.results import Evaluation
+from run_scripts.evaluation.tasks import EVALUATIONS
 from run_scripts.evaluation.truth import read_concepts, read_masks, read_objects, truth_matrix
 
 
@@ -274,8 +276,8 @@ def scenes(tmp_path_factory) -> str:
 
 
 def run(model, processor, task: str, scenes: str, *flags: str) -> Evaluation:
-    task, arguments = run_evaluation.parse_arguments([task, "--model", "unused", "--dataset", scenes, *flags])
-    return run_evaluation.TASKS[task][1](model, processor, arguments)
+    (arguments,) = parse_arguments([TASKS[task]], ["--model", "unused", "--dataset", scenes, *flags])
+    return EVALUATIONS[type(arguments)](model, processor, arguments)
 
 
 def test_tagging_of_scenes(tiny_model, tiny_processor, scenes):

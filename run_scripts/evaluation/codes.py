@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,19 +11,12 @@ from scipy.sparse import csr_array, vstack
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import CodesArguments
 from run_scripts.evaluation.code_usage import count_effective, usage_entropy
 from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_captions, read_pictures
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.retrieval import list_pairs
-
-
-@dataclass
-class CodesArguments(EvaluationArguments):
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions: lists, or strings with one caption a line."}
-    )
-    metric: str = field(default="active_per_image", metadata={"help": "The metric that is cited."})
 
 
 @dataclass

@@ -4,7 +4,7 @@
 import json
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,39 +12,9 @@ from datasets import Dataset, Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import CompletenessArguments
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-
-
-@dataclass
-class CompletenessArguments(EvaluationArguments):
-    caption_column: str = field(default="caption", metadata={"help": "Column of true captions, one string a row."})
-    word_columns: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Columns that list the objects, attributes, ... of each image; each is a kind of swap."},
-    )
-    negative_caption_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of false captions; default: `negative_caption`, unless word_columns are given."},
-    )
-    kind_column: str | None = field(
-        default=None, metadata={"help": "Column that says what was changed; default: `kind`, where there is one."}
-    )
-    image_folder: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the pictures that SugarCrepe's files name; dataset is then the files' folder."},
-    )
-    metric: str = field(default="accuracy", metadata={"help": "The metric that is cited for this data set."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.word_columns and self.negative_caption_column is not None:
-            raise ValueError(
-                "give either word_columns or negative_caption_column, got "
-                f"word_columns={self.word_columns} and negative_caption_column={self.negative_caption_column!r}"
-            )
-        if not self.word_columns and self.negative_caption_column is None:
-            self.negative_caption_column = "negative_caption"
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
 @dataclass

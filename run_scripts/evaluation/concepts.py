@@ -2,7 +2,7 @@
 """Codes against truth: is there a code for each concept, attribute and action, and does it mean the same in words?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
@@ -10,10 +10,11 @@ from scipy.sparse import csr_array
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import ConceptsArguments
 from run_scripts.evaluation.codes import count_codes
 from run_scripts.evaluation.embedding import embed_captions, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_pictures
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.truth import all_names, read_concepts, read_objects, truth_matrix
 from run_scripts.evaluation.truth_metrics import (
     always_f1,
@@ -23,14 +24,6 @@ from run_scripts.evaluation.truth_metrics import (
     fires_for_name,
     single_concepts,
 )
-
-
-@dataclass
-class ConceptsArguments(EvaluationArguments):
-    validation_split: str = field(
-        default="validation", metadata={"help": "The split on which the code of each concept is chosen."}
-    )
-    metric: str = field(default="concept_named", metadata={"help": "The metric that is cited for this data set."})
 
 
 @dataclass

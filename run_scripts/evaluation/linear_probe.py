@@ -3,7 +3,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
@@ -13,31 +13,13 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import LinearProbeArguments
 from run_scripts.evaluation.inputs import describe_data, embed_pictures
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
 # 1e-6 to 1e6 in eighths of a decade.
 STRENGTHS = np.logspace(-6, 6, 97)
-
-
-@dataclass
-class LinearProbeArguments(EvaluationArguments):
-    label_column: str = field(default="label", metadata={"help": "Column of classes."})
-    train_split: str = field(default="train", metadata={"help": "The split to fit on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "The split that chooses the strength; default: a fifth of train_split."}
-    )
-    few_shot: list[int] = field(
-        default_factory=list, metadata={"help": "Also with so many training rows a class, e.g. 1 2 4 8 16."}
-    )
-    num_seeds: int = field(default=3, metadata={"help": "Draws for each number of few_shot."})
-    metric: str = field(default="top_1", metadata={"help": "The metric that is cited for this data set."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if any(shots < 1 for shots in self.few_shot) or self.num_seeds < 1:
-            raise ValueError(f"few_shot and num_seeds must be at least 1, got {self.few_shot} and {self.num_seeds}")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 """Localization: does the part of an image that speaks for a concept's name lie where the concept is?"""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -15,16 +15,12 @@ from modeling_fdt import FDTModel, FDTProcessor
 from modeling_fdt.explanation_fdt import find_patch_grid, get_patch_grid, resample_heat_maps
 from modeling_fdt.towers_fdt import get_patch_size
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import LocalizationArguments
 from run_scripts.evaluation.embedding import embed_captions, iterate_batches
 from run_scripts.evaluation.inputs import describe_data, read_pictures
-from run_scripts.evaluation.results import Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Evaluation, Metric
 from run_scripts.evaluation.truth import collect_names, read_masks, read_objects
 from run_scripts.evaluation.truth_metrics import chance_iou, equal_area_iou, is_inside, points_at
-
-
-@dataclass
-class LocalizationArguments(EvaluationArguments):
-    metric: str = field(default="pointing_game", metadata={"help": "The metric that is cited for this data set."})
 
 
 @torch.inference_mode()

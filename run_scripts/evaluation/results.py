@@ -15,36 +15,10 @@ import torch
 from huggingface_hub import snapshot_download
 
 import modeling_fdt
+from run_scripts.evaluation.arguments import EvaluationArguments
 
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "scikit-learn")
-
-
-@dataclass
-class EvaluationArguments:
-    """What every task needs."""
-
-    model: str = field(metadata={"help": "Folder or Hub name of an FDT or CLIP checkpoint with its processor."})
-    preset: str | None = field(default=None, metadata={"help": "A known data set: see presets.json for the names."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "A folder written by save_to_disk, or what load_dataset takes."}
-    )
-    config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    split: str = field(default="test", metadata={"help": "The split to evaluate."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
-    batch_size: int = field(default=64, metadata={"help": "How many pictures or captions the model takes at once."})
-    seed: int = field(default=42, metadata={"help": "Of everything that is drawn at random."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: cuda where there is one."})
-    output: str | None = field(
-        default=None, metadata={"help": "JSON file of the results; default: a name in outputs/evaluation."}
-    )
-    report: str | None = field(default=None, metadata={"help": "HTML file for a page with tables and plots."})
-
-    def __post_init__(self):
-        if self.dataset is None:
-            raise ValueError("give dataset, or a preset that names one")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass
@@ -156,7 +130,7 @@ def find_commit() -> str | None:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def describe_device(device: str) -> str:
+def describe_device(device: str | torch.device) -> str:
     """The kind of a device, in words."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)

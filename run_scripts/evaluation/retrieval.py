@@ -1,29 +1,17 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Retrieval between images and captions, both ways, without ever holding the whole matrix of scores."""
 
-from dataclasses import dataclass, field
-
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import RetrievalArguments
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_captions
 from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, recall_of
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
 RECALLS = (1, 5, 10)
-
-
-@dataclass
-class RetrievalArguments(EvaluationArguments):
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions: lists, or strings with one caption a line."}
-    )
-    merge_equal_captions: bool = field(
-        default=False, metadata={"help": "Count equal captions as one, right for every image that has it."}
-    )
-    metric: str = field(default="rsum", metadata={"help": "The metric that is cited for this data set."})
 
 
 def retrieval_ranks(

@@ -1,8 +1,6 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Zero-shot tagging: which of all concepts does an image show, by the similarity of image and name."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from datasets import Dataset
@@ -10,31 +8,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import TaggingArguments
 from run_scripts.evaluation.embedding import iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_pictures
 from run_scripts.evaluation.metrics import cosine_scores
 from run_scripts.evaluation.pixel_baseline import nearest_rows, shrink_images
 from run_scripts.evaluation.prompts import embed_classes, load_templates
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.truth import collect_names, read_concepts, truth_matrix
 from run_scripts.evaluation.truth_metrics import average_precisions, precision_at_number
 
 
 # How many similar images the control looks at.
 NUM_NEIGHBOURS = 10
-
-
-@dataclass
-class TaggingArguments(EvaluationArguments):
-    templates: str = field(
-        default="bare", metadata={"help": "bare (the name alone), simple, open_clip, or a file with one {} a line."}
-    )
-    train_split: str | None = field(
-        default=None, metadata={"help": "Also tag by the most similar images of this split, by pixels: the control."}
-    )
-    metric: str = field(
-        default="mean_average_precision", metadata={"help": "The metric that is cited for this data set."}
-    )
 
 
 def tagging_metrics(scores: np.ndarray, is_shown: np.ndarray, suffix: str = "") -> dict[str, Metric]:

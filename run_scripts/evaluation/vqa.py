@@ -3,7 +3,6 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
@@ -11,27 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import VQAArguments
 from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-
-
-@dataclass
-class VQAArguments(EvaluationArguments):
-    question_column: str = field(default="question", metadata={"help": "Column of questions."})
-    answers_column: str = field(
-        default="answers", metadata={"help": "Column of the annotators' answers: strings, or objects with `answer`."}
-    )
-    image_id_column: str | None = field(
-        default=None, metadata={"help": "Column that tells equal images, which are then embedded once."}
-    )
-    answer_type_column: str | None = field(
-        default=None, metadata={"help": "Column by which the accuracy is also given, e.g. yes/no, number, other."}
-    )
-    train_split: str = field(default="train", metadata={"help": "The split to fit on."})
-    num_answers: int = field(default=3129, metadata={"help": "How many of the most frequent answers are classes."})
-    hidden_dim: int = field(default=1024, metadata={"help": "Width of the probe's hidden layer."})
-    num_epochs: int = field(default=20, metadata={"help": "How often the probe sees the training rows."})
-    metric: str = field(default="vqa_accuracy", metadata={"help": "The metric that is cited for this data set."})
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
 # The rules of the official script, by which answers are compared: visualqa.org/evaluation, GT-Vision-Lab/VQA at commit

@@ -1,29 +1,16 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Zero-shot classification: the class whose prompts lie nearest to the picture."""
 
-from dataclasses import dataclass, field
-
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.evaluation.arguments import ZeroShotArguments
 from run_scripts.evaluation.embedding import iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_class_names, read_labels, read_pictures
 from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, first_hit_ranks, mean_per_class, recall_of
 from run_scripts.evaluation.prompts import embed_classes, load_class_names, load_templates
-from run_scripts.evaluation.results import Chart, Evaluation, EvaluationArguments, Metric
-
-
-@dataclass
-class ZeroShotArguments(EvaluationArguments):
-    label_column: str = field(default="label", metadata={"help": "Column of classes: ClassLabel, names or numbers."})
-    class_names: str | None = field(
-        default=None, metadata={"help": "File with a name a line, or open_clip; default: the data's own names."}
-    )
-    templates: str = field(
-        default="simple", metadata={"help": "bare, simple, open_clip, or a file with one {} a line."}
-    )
-    metric: str = field(default="top_1", metadata={"help": "The metric that is cited for this data set."})
+from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
 def classification_metrics(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Metric]:
