@@ -82,8 +82,8 @@ class FDTOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, *optional*):
             Symmetric InfoNCE over all pairs of the batch; in training on several processes, of the global batch.
         logits_per_image (`torch.Tensor` of shape `(image_batch_size, text_batch_size)`):
-            Cosine similarities of images (rows) and captions times `exp(logit_scale)`. Where the loss is asked for
-            in training on several processes, those of the global batch.
+            Cosine similarities of images (rows) and captions times `exp(logit_scale)`, in float32 or better. Where the
+            loss is asked for in training on several processes, those of the global batch.
         logits_per_text (`torch.Tensor` of shape `(text_batch_size, image_batch_size)`): the transpose.
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             The weighted sums of codes, of L2 norm 1.
@@ -692,10 +692,13 @@ def contrastive_logits(
         logit_scale (`torch.Tensor` of shape `()`): natural logarithm of the factor, capped: [`cap_logit_scale`].
 
     Returns:
-        `torch.Tensor` of shape `(image_batch_size, text_batch_size)`: logits per image.
+        `torch.Tensor` of shape `(image_batch_size, text_batch_size)`: logits per image, in float32 for embeddings of
+        half precision, under autocast too.
     """
-    device = image_embeds.device
-    return logit_scale.exp().to(device) * image_embeds @ text_embeds.to(device).T
+    device, dtype = image_embeds.device, torch.promote_types(image_embeds.dtype, torch.float32)
+    with torch.autocast(device.type, enabled=False):
+        # Logits reach 100, where bfloat16 has steps of 0.5.
+        return logit_scale.to(device, dtype).exp() * image_embeds.to(dtype) @ text_embeds.to(device, dtype).T
 
 
 def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:

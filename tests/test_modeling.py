@@ -313,6 +313,22 @@ def test_bfloat16_and_autocast(tiny_model, inputs):
         torch.testing.assert_close(output.image_code_weights.float().sum(dim=-1), torch.ones(3), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("precision", ["autocast", "weights"])
+def test_logits_and_loss_are_float32_in_half_precision(precision, tiny_model, inputs):
+    tiny_model.logit_scale.data.fill_(math.log(100))
+    model = tiny_model.to(torch.bfloat16) if precision == "weights" else tiny_model
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+        output = model(**inputs)
+    scale = model.capped_logit_scale.double().exp()
+    logits = scale * output.image_embeds.double() @ output.text_embeds.double().T
+    pairs = torch.arange(3)
+    loss = (nn.functional.cross_entropy(logits, pairs) + nn.functional.cross_entropy(logits.T, pairs)) / 2
+    assert output.logits_per_image.dtype == output.loss.dtype == torch.float32
+    # float32 on values of at most 100; computed in bfloat16, logits are off by up to 0.08 here, and losses by 0.09.
+    assert (output.logits_per_image - logits).abs().max() < 1e-4
+    assert (output.loss - loss).abs() < 1e-4
+
+
 def test_compiles_without_a_graph_break(tiny_model, inputs):
     compiled = torch.compile(tiny_model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs).logits_per_image, tiny_model(**inputs).logits_per_image)
