@@ -3,14 +3,17 @@
 
 import gzip
 import html
+import re
+import unicodedata
+from html.entities import html5
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import TokenizersBackend
-from transformers.utils import logging
+from transformers.utils import logging, to_py_obj
 
 
 try:
@@ -26,26 +29,84 @@ _LICENCE_FILE = Path(__file__).with_name("BPE_LICENSE")
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
+# Longer names are no entities to ftfy.
+_ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
+_SINGLE_QUOTES, _DOUBLE_QUOTES = "\u02bc\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"
+_STRAIGHT_QUOTES = str.maketrans(dict.fromkeys(_SINGLE_QUOTES, "'") | dict.fromkeys(_DOUBLE_QUOTES, '"'))
+_CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
+
 
 def clean_text(text: str) -> str:
     r"""
-    Clean a caption as the original does: repair broken encodings, resolve HTML entities, collapse white space, lower
-    the case.
+    Clean a caption as the original does: repair broken encodings, resolve HTML entities, straighten quotes, collapse
+    white space, lower the case.
 
-    Broken encodings are repaired by the package `ftfy`. Without it, plain ASCII text is cleaned all the same; for
-    other text a warning says once that it was taken as it is.
+    Broken encodings are repaired by the package `ftfy`. Without it all the rest is done all the same; where the result
+    can differ, as for text that is not plain ASCII, a warning says so once.
 
     Source: yuxiaochen1103/FDT at commit ccf6983, its tokenizer's cleaning (ftfy.fix_text, html.unescape twice).
     """
-    if ftfy is not None:
-        text = ftfy.fix_text(text)
-    elif not text.isascii() or any(not character.isprintable() and not character.isspace() for character in text):
+    text = _repair_without_ftfy(text) if ftfy is None else ftfy.fix_text(text)
+    text = html.unescape(html.unescape(text))
+    return " ".join(text.split()).lower()
+
+
+def _repair_without_ftfy(text: str) -> str:
+    """What `ftfy` does to text whose encoding is not broken."""
+    lines = text.split("\n")
+    # As in ftfy: entities in markup, and in what follows it, are left to `html.unescape`, which resolves them twice.
+    num_plain = next((number for number, line in enumerate(lines) if "<" in line), len(lines))
+    text = "\n".join([*map(_resolve_entities, lines[:num_plain]), *lines[num_plain:]])
+    text = text.translate(_STRAIGHT_QUOTES)
+    if not text.isascii() or _CONTROL_CHARACTERS.search(text):
         logger.warning_once(
             "A caption has characters other than plain ASCII, and the package `ftfy`, which repairs broken encodings, "
             "is not installed: such captions are taken as they are. `pip install ftfy` for the original's cleaning."
         )
-    text = html.unescape(html.unescape(text))
-    return " ".join(text.split()).lower()
+    return unicodedata.normalize("NFC", text)
+
+
+def _resolve_entities(text: str) -> str:
+    unresolved = None
+    while text != unresolved:
+        unresolved, text = text, _ENTITY.sub(_resolve_entity, text)
+    return text
+
+
+def _resolve_entity(match: re.Match[str]) -> str:
+    entity, resolved = match[0], html.unescape(match[0])
+    if entity[1:] in html5:
+        return resolved
+    if entity.startswith("&#"):
+        return entity if ";" in resolved else resolved
+    if entity.isupper() and resolved == entity:  # as in captions that are all in capitals
+        return html5.get(entity[1:].lower(), entity).upper()
+    return entity
+
+
+def _build_normalizer(*repairs: normalizers.Normalizer) -> normalizers.Normalizer:
+    """Repairs, then one space for white space as Python has it, and lower case: added tokens are matched after it."""
+    return normalizers.Sequence(
+        [
+            *repairs,
+            normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "),
+            # A sigma at the end of a word has a lower case of its own, which Python knows and `Lowercase` does not.
+            normalizers.Replace(Regex(rf"(?<={_CASED}|{_CASED}['’.:])Σ(?!['’.:]?{_CASED})"), "ς"),
+            normalizers.Lowercase(),
+        ]
+    )
+
+
+def _build_file_normalizer() -> normalizers.Normalizer:
+    """
+    What other readers of `tokenizer.json` do to a caption: as much of `clean_text` as fits into that file.
+
+    It would be too much for captions that are cleaned: quotes that entities in markup stand for are not straightened.
+    """
+    quotes = ((_SINGLE_QUOTES, "'"), (_DOUBLE_QUOTES, '"'))
+    replacements = [normalizers.Replace(Regex(f"[{kind}]"), straight) for kind, straight in quotes]
+    return _build_normalizer(normalizers.NFC(), *replacements)
 
 
 class FDTTokenizer(TokenizersBackend):
@@ -69,7 +130,6 @@ class FDTTokenizer(TokenizersBackend):
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "licence_file": "BPE_LICENSE"}
     model_input_names = ["input_ids", "attention_mask"]
     model: Any = BPE
-    _tokenizer: Any
 
     def __init__(
         self,
@@ -89,59 +149,90 @@ class FDTTokenizer(TokenizersBackend):
             vocab = _build_vocabulary(merges, [mask_token, bos_token, eos_token])
         # Read now: a folder may be gone when the tokenizer is saved to another.
         self._licence = None if licence_file is None else Path(licence_file).read_text(encoding="utf-8")
-        self._tokenizer = Tokenizer(
-            BPE(vocab=vocab, merges=merges or [], end_of_word_suffix="</w>", unk_token=str(unk_token))
-        )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        self._tokenizer.decoder = decoders.ByteLevel()
         super().__init__(
             bos_token=bos_token,
             eos_token=eos_token,
             unk_token=unk_token,
             model_max_length=model_max_length,
+            tokenizer_object=_build_backend(vocab, merges or [], str(unk_token)),
             **kwargs,
         )
         # Official: padding has id 0, and `<|mask|>` in a caption is plain text; kept for checkpoint parity
         # (tests/test_tokenization.py::test_padding_id_is_0 and test_ids_equal_the_originals). Both are named after
         # initialisation, which would turn every `!` in a caption into padding.
         self.pad_token, self.mask_token = pad_token, mask_token
-        self._tokenizer.post_processor = processors.TemplateProcessing(
+        self.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos_token} $A {eos_token}",
             special_tokens=[(str(token), self.convert_tokens_to_ids(str(token))) for token in (bos_token, eos_token)],
         )
 
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """As in transformers; without special tokens, padding is left out too, though its id is that of a sign."""
+        if skip_special_tokens:
+            token_ids = self._cut_padding(to_py_obj(token_ids))
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _cut_padding(self, token_ids: Any) -> Any:
+        if not isinstance(token_ids, list | tuple):
+            return token_ids
+        ids = [self._cut_padding(each) for each in token_ids]
+        # A caption may name start and end tokens itself, so the outermost of them count.
+        start = ids.index(self.bos_token_id) if self.bos_token_id in ids else 0
+        end = len(ids) - ids[::-1].index(self.eos_token_id) if self.eos_token_id in ids else len(ids)
+        return ids[start:end]
+
+    # transformers has no public place for what comes before the encoding of captions and for what is saved. Both hooks
+    # are those of its own tokenizers; test_ids_equal_the_originals and test_round_trip fail if they are not called.
+
     def _encode_plus(self, text, text_pair=None, **kwargs):
         if text_pair is not None:
             raise ValueError("FDTTokenizer encodes single captions; `text_pair` is not supported.")
-        return super()._encode_plus(_clean_all(text), **kwargs)
+        return super()._encode_plus(self._clean(text), **kwargs)
+
+    def _clean(self, text: str | list) -> str | list:
+        if not isinstance(text, str):
+            return [self._clean(part) for part in text]
+        # Added tokens that are matched before the normaliser keep their case; cleaning comes before that.
+        cased = [token for token in self.added_tokens_decoder.values() if not token.normalized]
+        cased = [token for token in cased if token.content != token.content.lower()]
+        if not cased:
+            return clean_text(text)
+        cased.sort(key=lambda token: len(token.content), reverse=True)  # of two that match, the longer one counts
+        patterns = [
+            rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
+            for token in cased
+        ]
+        parts = re.split(f"({'|'.join(patterns)})", text)
+        return " ".join(part if number % 2 else clean_text(part) for number, part in enumerate(parts))
 
     def _save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> tuple[str, ...]:
-        # What the last call asked for would be saved too; with its padding every `!` in a caption would be padding.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         files = super()._save_pretrained(save_directory, *args, **kwargs)
+        saved = Tokenizer.from_file(files[-1])
+        # What the last call asked for would be saved too; with its padding every `!` in a caption would be padding.
+        saved.no_padding()
+        saved.no_truncation()
+        saved.normalizer = _build_file_normalizer()
+        saved.save(files[-1])
         if self._licence is None:
             return files
         licence_file = Path(save_directory, self.vocab_files_names["licence_file"])
         licence_file.write_text(self._licence, encoding="utf-8")
         return *files, str(licence_file)
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
-        token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        if skip_special_tokens and self.eos_token_id in token_ids:
-            # What follows the end token is padding, whose id is also that of a sign.
-            token_ids = token_ids[: token_ids.index(self.eos_token_id)]
-        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
-        return text.replace("</w>", " ").strip()
 
-
-def _clean_all(text: str | list) -> str | list:
-    return clean_text(text) if isinstance(text, str) else [_clean_all(part) for part in text]
+def _build_backend(vocab: dict[str, int], merges: list, unk_token: str) -> Tokenizer:
+    backend = Tokenizer(BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=unk_token))
+    backend.normalizer = _build_normalizer()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Replace(Regex(r"</w>\z"), ""), decoders.Replace("</w>", " ")]
+    )
+    return backend
 
 
 def _read_merges() -> list[tuple[str, str]]:
