@@ -15,8 +15,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import BitsAndBytesConfig
 
 from modeling_fdt import FDTModel
-from run_scripts import export_onnx
-from run_scripts.export_onnx import ExportArguments, export_tower
+from run_scripts.export import towers
+from run_scripts.export.towers import export_tower
 from tests.conftest import build_tiny_config
 
 
@@ -139,8 +139,8 @@ def test_onnx(exported, tiny_processor, tmp_path, monkeypatch):
     exported.model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
     # Exporting takes seconds: what the fixture exported is of the same model.
-    monkeypatch.setattr(export_onnx, "export_tower", lambda model, modality, inputs: exported.programs[modality])
-    export_onnx.main(ExportArguments(str(tmp_path), str(tmp_path / "onnx")))
+    monkeypatch.setattr(towers, "export_tower", lambda model, modality, inputs: exported.programs[modality])
+    towers.export_onnx(str(tmp_path), tmp_path / "onnx")
     for modality in ("image", "text"):
         path = tmp_path / "onnx" / f"{modality}.onnx"
         assert {node.domain for node in onnx.load(path).graph.node} == {""}  # ONNX's own operators only
@@ -168,9 +168,9 @@ def test_a_file_that_differs_is_refused(monkeypatch, tmp_path):
             pass
 
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: OnnxProgram())
-    monkeypatch.setattr(export_onnx.onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(towers.onnxruntime, "InferenceSession", Session)
     with pytest.raises(ValueError, match="`image_code_weights` differs from the model's by 0.0002"):
-        export_onnx.save_onnx(Program(), "image", {"pixel_values": torch.zeros(1)}, tmp_path / "image.onnx")
+        towers.save_onnx(Program(), "image", {"pixel_values": torch.zeros(1)}, tmp_path / "image.onnx")
 
 
 # sentence-transformers

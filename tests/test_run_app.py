@@ -11,24 +11,25 @@ from PIL import Image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gradio = pytest.importorskip("gradio", reason="needs the extra [app]")
 
-from run_scripts import run_app  # noqa: E402
+from run_scripts.visualization import app as page  # noqa: E402
+from run_scripts.visualization.arguments import AppArguments  # noqa: E402
 
 
 def test_labels():
-    assert run_app.split_labels(" a cat, a dog\n\na cat ,") == ["a cat", "a dog"]
+    assert page.split_labels(" a cat, a dog\n\na cat ,") == ["a cat", "a dog"]
     with pytest.raises(gradio.Error, match="at least one label"):
-        run_app.split_labels(" ,\n")
+        page.split_labels(" ,\n")
 
 
 @pytest.mark.parametrize("number", [0, -3, 17, 2.5, 10**12, float("nan"), None, True, "2"])
 def test_odd_numbers_of_codes_are_refused(number):
-    with pytest.raises(run_app.Refusal, match="must be a whole number from 1 to 16, got"):
-        run_app.check_num_codes(number)
+    with pytest.raises(page.Refusal, match="must be a whole number from 1 to 16, got"):
+        page.check_num_codes(number)
 
 
 def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, images, tmp_path):
     images[1].save(tmp_path / "image.png")
-    probabilities, heat_maps, additions, shared = run_app.explain(
+    probabilities, heat_maps, additions, shared = page.explain(
         tiny_model, tiny_processor, str(tmp_path / "image.png"), "a cat, <b>dog</b>", 3
     )
     inputs = tiny_processor(images=images[1], text=["a cat", "<b>dog</b>"], return_tensors="pt")
@@ -48,7 +49,7 @@ def test_what_the_page_shows_is_what_the_model_says(tiny_model, tiny_processor, 
     assert shared[0][0] == best and shared[0][1] == pytest.approx(outputs.logits_per_image[0, place].item(), abs=1e-3)
     assert shared[0][3].startswith(f"{explanation.shared_codes[0, place, 0].item()} (+")
     with pytest.raises(gradio.Error, match="Drop an image"):
-        run_app.explain(tiny_model, tiny_processor, None, "a cat", 3)
+        page.explain(tiny_model, tiny_processor, None, "a cat", 3)
 
 
 def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
@@ -61,7 +62,7 @@ def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     inputs = tiny_processor(images=image, text=["a cat", "a dog"], return_tensors="pt")
     expected = tiny_model(**inputs).logits_per_image.softmax(dim=-1)[0].tolist()
-    app = run_app.build_app(tiny_model, tiny_processor)
+    app = page.build_app(tiny_model, tiny_processor)
     assert not app.analytics_enabled
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
@@ -84,6 +85,6 @@ def test_the_page_answers_on_this_machine(tiny_model, tiny_processor, tmp_path):
 
 
 def test_a_model_without_codes_is_refused(monkeypatch):
-    monkeypatch.setattr(run_app, "load_model", lambda name: (object(), None))
+    monkeypatch.setattr(page, "load_model", lambda name, device: (object(), None))
     with pytest.raises(ValueError, match="model='clip' is a object, which has no codes"):
-        run_app.main(run_app.AppArguments(model="clip"))
+        page.run_app(AppArguments(model="clip"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of the gallery; light, so that help and refusals come at once."""
+"""Arguments of the gallery and of the app; light, so that help and refusals come at once."""
 
 from dataclasses import dataclass, field
 
@@ -32,3 +32,10 @@ class VisualizationArguments(CheckpointArguments, PairArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(kw_only=True)
+class AppArguments(CheckpointArguments):
+    """Which model the page shows, and where."""
+
+    port: int = field(default=7860, metadata={"help": "Port of the page, on this machine only."})
