@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from transformers import HfArgumentParser
+
+from run_scripts.arguments import run_command
 
 
 COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "gray", "black")
@@ -75,6 +76,4 @@ def prepare_synthetic_pairs(arguments: SyntheticPairsArguments) -> None:
 
 
 if __name__ == "__main__":
-    prepare_synthetic_pairs(
-        *HfArgumentParser(SyntheticPairsArguments, allow_abbrev=False).parse_args_into_dataclasses()
-    )
+    run_command(prepare_synthetic_pairs, SyntheticPairsArguments)

@@ -8,8 +8,8 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
-from run_scripts import prepare_emoji_data as emoji_data
-from run_scripts.data import drawings
+from run_scripts.data import drawings, emoji
+from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
 
 
 def png(color: str, size: int = 72) -> bytes:
@@ -30,15 +30,15 @@ def test_words():
 
 @pytest.mark.parametrize("size", [72, 160])
 def test_pictures_become_rgb_on_white(size):
-    image = emoji_data.render_on_white(png("#ff000080", size))
+    image = emoji.render_on_white(png("#ff000080", size))
     assert image.mode == "RGB" and image.size == (72, 72)
     assert image.getpixel((36, 36)) == (255, 127, 127)
-    assert emoji_data.render_on_white(png("#00000000", size)).getpixel((0, 0)) == (255, 255, 255)
+    assert emoji.render_on_white(png("#00000000", size)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_svg_is_drawn_without_its_margins_and_centred():
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><rect width="1" height="2" fill="#00f"/></svg>'
-    image = emoji_data.render_on_white(svg)
+    image = emoji.render_on_white(svg)
     assert image.size == (72, 72)
     assert [image.getpixel((x, 36)) for x in (10, 25, 46, 60)] == [(255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]
 
@@ -56,7 +56,7 @@ def test_of_concepts_with_one_drawing_the_first_is_kept():
         }
 
     records = [record("A", "x", "red"), record("B", "x", "red"), record("B", "y", "red"), record("C", "x", "blue")]
-    dataset = emoji_data.build_dataset(records)
+    dataset = emoji.build_dataset(records)
     kept = list(zip(dataset["concept"], dataset["style"], strict=True))
     assert kept == [("A", "x"), ("B", "y"), ("C", "x")]
     assert dataset["caption"][:] == ["name A", "name B", "name C"]
@@ -66,14 +66,14 @@ def test_of_concepts_with_one_drawing_the_first_is_kept():
 def test_two_styles_split_holds_out_one_drawing_of_a_fifth():
     concepts = [f"C{number}" for number in range(50) for _ in range(2)] + ["alone"]
     styles = ["twemoji", "openmoji"] * 50 + ["openmoji"]
-    split = emoji_data.split_two_styles(concepts, styles, seed=0)
+    split = emoji.split_two_styles(concepts, styles, seed=0)
     assert len(split["test"]) == 10 and len(split["train"]) == 90
     assert not set(split["test"]) & set(split["train"])
     tested, trained = ({concepts[row] for row in split[name]} for name in ("test", "train"))
     assert len(tested) == 10 and trained == {f"C{number}" for number in range(50)}  # "alone" has one drawing
     assert {styles[row] for row in split["test"]} == {"twemoji", "openmoji"}
-    assert split == emoji_data.split_two_styles(concepts, styles, seed=0)
-    assert split != emoji_data.split_two_styles(concepts, styles, seed=1)
+    assert split == emoji.split_two_styles(concepts, styles, seed=0)
+    assert split != emoji.split_two_styles(concepts, styles, seed=1)
 
 
 def test_families_differ_by_gender_or_direction_only():
@@ -88,7 +88,7 @@ def test_families_differ_by_gender_or_direction_only():
         "1F34E": "red apple",
         "1F34F": "green apple",
     }
-    families = {frozenset(family) for family in emoji_data.concept_families(names)}
+    families = {frozenset(family) for family in emoji.concept_families(names)}
     assert families == {
         frozenset({"1F9D1-200D-1F33E", "1F468-200D-1F33E", "1F469-200D-1F33E"}),
         frozenset({"1F9DC", "1F9DC-200D-2640"}),
@@ -102,7 +102,7 @@ def test_all_styles_split_keeps_styles_and_held_out_concepts_apart():
     numbers = range(100)
     concepts = [f"{number:X}" for number in numbers for _ in drawings.ALL_STYLES]
     styles = list(drawings.ALL_STYLES) * len(numbers)
-    split = emoji_data.split_all_styles(concepts, styles, [f"name {concept}" for concept in concepts], seed=0)
+    split = emoji.split_all_styles(concepts, styles, [f"name {concept}" for concept in concepts], seed=0)
     seen = {name: {concepts[row] for row in rows} for name, rows in split.items()}
     used = {name: {styles[row] for row in rows} for name, rows in split.items()}
     assert len(seen["test_held_out"]) == 15 and len(seen["train"]) == 85
@@ -137,17 +137,17 @@ def test_icons_are_matched_by_name_only_when_it_is_certain():
 
 def test_missing_npm_and_existing_folder_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="exists already"):
-        emoji_data.prepare_emoji_data(emoji_data.EmojiDataArguments(output_dir=str(tmp_path)))
+        prepare_emoji_data(EmojiDataArguments(output_dir=str(tmp_path)))
     monkeypatch.setattr(drawings.shutil, "which", lambda name: None)
-    arguments = emoji_data.EmojiDataArguments(output_dir=str(tmp_path / "new"), styles="all")
+    arguments = EmojiDataArguments(output_dir=str(tmp_path / "new"), styles="all")
     with pytest.raises(ValueError, match="npm"):
-        emoji_data.prepare_emoji_data(arguments)
+        prepare_emoji_data(arguments)
 
 
 @pytest.mark.slow
 def test_two_styles_whole(tmp_path):
     output_dir = tmp_path / "emoji"
-    emoji_data.prepare_emoji_data(emoji_data.EmojiDataArguments(output_dir=str(output_dir)))
+    prepare_emoji_data(EmojiDataArguments(output_dir=str(output_dir)))
     dataset = load_from_disk(str(output_dir))
     train, test = dataset["train"], dataset["test"]
     names = dict(zip(train["concept"], train["caption"], strict=True))

@@ -23,9 +23,10 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import torch
 import transformers
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, HfArgumentParser
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from modeling_fdt import FDTConfig, FDTModel, pooled_grounding_scores, sparsemax
+from run_scripts.arguments import run_command
 
 
 TEMPERATURE = 1000.0
@@ -342,4 +343,4 @@ def main(arguments: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(BenchmarkArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, BenchmarkArguments)

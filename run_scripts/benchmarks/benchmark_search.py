@@ -23,8 +23,8 @@ import numpy as np
 import scipy.sparse
 import torch
 from datasets import Dataset
-from transformers import HfArgumentParser
 
+from run_scripts.arguments import run_command
 from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
 from run_scripts.evaluation.inputs import read_pictures
@@ -293,4 +293,4 @@ def main(arguments: SearchBenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(SearchBenchmarkArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, SearchBenchmarkArguments)
