@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="needs Debian's packages chromium and chromium-driver"
 )
 
-PAGES = ["index.html", "codes.html", "pictures.html", "picture/0.html", "picture/1.html"]
+PAGES = ["index.html", "codes.html", "images.html", "image/0.html", "image/1.html"]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_pictures_load_and_heat_maps_are_drawn(browser, gallery):
 
 
 def test_a_heat_map_covers_what_the_model_saw(browser, gallery):
-    open_page(browser, gallery, "picture/1.html")  # 60 x 30 pixels, the central half seen
+    open_page(browser, gallery, "image/1.html")  # 60 x 30 pixels, the central half seen
     image = browser.find_element(By.CSS_SELECTOR, ".maps img").rect
     canvas = browser.find_element(By.CSS_SELECTOR, ".maps canvas").rect
     assert image["width"] / image["height"] == pytest.approx(2, rel=0.02)
@@ -107,12 +107,12 @@ def test_a_heat_map_covers_what_the_model_saw(browser, gallery):
 
 
 def test_search_of_pictures(browser, gallery):
-    open_page(browser, gallery, "pictures.html")
+    open_page(browser, gallery, "images.html")
     everything = titles(browser)
     assert set(HOSTILE) <= set(everything)
     browser.find_element(By.ID, "q").send_keys("CAT gra")
     assert titles(browser) == ["a cat on grass"] * 4
-    assert browser.find_element(By.ID, "count").text == f"4 of {len(everything)} pictures"
+    assert browser.find_element(By.ID, "count").text == f"4 of {len(everything)} images"
     browser.find_element(By.ID, "q").clear()
     browser.find_element(By.ID, "q").send_keys("zebra")
     assert titles(browser) == []
@@ -126,7 +126,7 @@ def test_search_of_codes_sorts_and_filters(browser, gallery):
     assert numbers == sorted(numbers) and len(numbers) == min(len(everything), 60)
     last = numbers[-1]
     browser.find_element(By.ID, "modality").send_keys("captions only")
-    assert all("in 0% of pictures" in card.text for card in browser.find_elements(By.CSS_SELECTOR, "#results .card"))
+    assert all("in 0% of images" in card.text for card in browser.find_elements(By.CSS_SELECTOR, "#results .card"))
     open_page(browser, gallery, f"codes.html?q={last}")
     assert any(int(title.split()[0]) == last for title in titles(browser))
 
@@ -152,7 +152,7 @@ def test_by_keyboard_from_the_overview_to_a_code_to_a_picture(browser, gallery):
     WebDriverWait(browser, 20).until(lambda _: "/code/" in browser.current_url)
     link = browser.find_element(By.CSS_SELECTOR, ".pairs a")
     link.send_keys(Keys.ENTER)
-    WebDriverWait(browser, 20).until(lambda _: "/picture/" in browser.current_url)
+    WebDriverWait(browser, 20).until(lambda _: "/image/" in browser.current_url)
     browser.find_element(By.CSS_SELECTOR, ".maps a.code").send_keys(Keys.ENTER)
     WebDriverWait(browser, 20).until(lambda _: "/code/" in browser.current_url)
 
@@ -196,9 +196,9 @@ def test_text_stands_out_in_light_and_dark_mode(browser, gallery, scheme):
 
 def test_hostile_captions_run_nothing(browser, gallery):
     for number, caption in enumerate(HOSTILE):
-        open_page(browser, gallery, f"picture/{number}.html")
+        open_page(browser, gallery, f"image/{number}.html")
         assert browser.find_element(By.TAG_NAME, "h1").get_attribute("textContent") == caption
-    open_page(browser, gallery, "pictures.html")
+    open_page(browser, gallery, "images.html")
     assert (
         browser.execute_script("return document.querySelectorAll('#results script, #results img[onerror]').length")
         == 0

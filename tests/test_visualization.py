@@ -256,19 +256,19 @@ def test_every_link_of_the_gallery_has_its_file_and_none_leaves_it(run):
                 assert (path.parent / target).exists(), (path, tag, target)
     for path in [*out.glob("*.js"), *out.glob("*.css")]:
         assert not re.search(r"https?://|url\(|@import|fetch\(", path.read_text(encoding="utf-8"))
-    shown = {path.stem for path in (out / "picture").iterdir()}
-    assert {path.stem for path in (out / "pictures").iterdir()} == shown
+    shown = {path.stem for path in (out / "image").iterdir()}
+    assert {path.stem for path in (out / "images").iterdir()} == shown
 
 
 def test_hostile_captions_are_text(run):
     out = Path(run.output_dir)
     for number, caption in enumerate(HOSTILE):
-        page = Page(out / "picture" / f"{number}.html")
+        page = Page(out / "image" / f"{number}.html")
         assert caption in page.text
         scripts = [attributes for tag, attributes in page.tags if tag == "script"]
         assert scripts == [{"src": "../gallery.js", "defer": None}]
         assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    page = Page(out / "picture" / "0.html")
+    page = Page(out / "image" / "0.html")
     assert "<b>even</b>" in page.text and ("b", {}) in page.tags  # of the page itself, around numbers
     every_code = [Page(path) for path in (out / "code").iterdir()]
     assert all(
@@ -276,7 +276,7 @@ def test_hostile_captions_are_text(run):
     )
     data = (out / "data.js").read_text(encoding="utf-8")
     rows = json.loads(data.removeprefix("const GALLERY = ").removesuffix(";\n"))
-    assert {caption for _, caption, _ in rows["pictures"]} >= set(HOSTILE)
+    assert {caption for _, caption, _ in rows["images"]} >= set(HOSTILE)
 
 
 def test_pages_tell_what_the_model_says(run):
@@ -314,7 +314,7 @@ def test_pages_tell_what_the_model_says(run):
 
 
 def test_a_heat_map_lies_on_the_crop_of_a_picture_that_is_not_square(run):
-    page = Page(Path(run.output_dir) / "picture" / "1.html")  # 60 x 30 pixels: the central half is seen
+    page = Page(Path(run.output_dir) / "image" / "1.html")  # 60 x 30 pixels: the central half is seen
     maps = next(attributes for _, attributes in page.tags if attributes.get("class") == "maps")
     assert maps["style"] == "--w:60;--h:30;--x:25%;--y:0%;--bw:50%;--bh:100%"
 
@@ -331,10 +331,10 @@ def test_options_limit_pages_rows_and_figures(run, tmp_path):
     visualize(VisualizationArguments(**values))
     out = tmp_path / "out"
     assert len(list((out / "code").iterdir())) == 5 and len(list((out / "figures").iterdir())) == 1
-    assert all(int(path.stem) < 10 for path in (out / "picture").iterdir())
-    assert all(max(Image.open(path).size) == 16 for path in (out / "pictures").iterdir())
+    assert all(int(path.stem) < 10 for path in (out / "image").iterdir())
+    assert all(max(Image.open(path).size) == 16 for path in (out / "images").iterdir())
     index = "".join(Page(out / "index.html").text)
-    assert "10 pictures with captions" in index and "5 codes have a page" in index
+    assert "10 images with captions" in index and "5 codes have a page" in index
     assert "their captions have a word in common" in index
 
 

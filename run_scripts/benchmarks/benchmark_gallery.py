@@ -127,9 +127,9 @@ def main(arguments: GalleryBenchmarkArguments) -> None:
         print(f"{arguments.num_streamed:,} rows: {time.perf_counter() - start:.0f} s, peak memory {memory:.0f} MiB")
         return
     output_dir = Path(arguments.output_dir)
-    (output_dir / "pictures").mkdir(parents=True)
+    (output_dir / "images").mkdir(parents=True)
     options = VisualizationArguments(model="synthetic", dataset="synthetic", output_dir=str(output_dir))
-    rows = SyntheticRows(arguments.num_codes, output_dir / "pictures")
+    rows = SyntheticRows(arguments.num_codes, output_dir / "images")
     collected = stream(rows, arguments.num_images, options.num_examples)
     start, cpu_start = time.perf_counter(), time.process_time()
     finish(collected, rows.codebook, GalleryText("synthetic", "synthetic"), options)
@@ -139,7 +139,7 @@ def main(arguments: GalleryBenchmarkArguments) -> None:
         f"{arguments.num_codes} codes, {arguments.num_images} pictures: {seconds:.1f} s ({cpu_seconds:.1f} s of CPU)"
     )
     print(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
-    for part in ("code", "picture", "pictures", "figures"):
+    for part in ("code", "image", "images", "figures"):
         size = sum(size for path, size in sizes.items() if path.parent.name == part)
         print(f"  {part}: {size / 1e6:.1f} MB")
 

@@ -44,14 +44,14 @@ class Collected:
 def collect(
     model: FDTModel, processor: FDTProcessor, dataset: Dataset | IterableDataset, arguments: VisualizationArguments
 ) -> Collected:
-    """Pass once over the data; writes thumbnails into the folder `pictures` of `output_dir`.
+    """Pass once over the data; writes thumbnails into the folder `images` of `output_dir`.
 
     Rows that cannot be used are left out, named with the reason, and counted.
 
     Raises:
         ValueError: no row can be used.
     """
-    thumbnails = Path(arguments.output_dir) / "pictures"
+    thumbnails = Path(arguments.output_dir) / "images"
     thumbnails.mkdir(parents=True, exist_ok=True)
     codebook_size = model.config.codebook_size
     image = ModalityStatistics(codebook_size, arguments.num_examples)

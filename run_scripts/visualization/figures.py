@@ -42,7 +42,7 @@ def write_figures(
     (output_dir / "figures").mkdir()
     sheets = [numbers[start : start + CODES_PER_SHEET] for start in range(0, len(numbers), CODES_PER_SHEET)]
     for index, sheet in enumerate(tqdm(sheets, desc="figures", unit="sheet"), start=1):
-        figure = draw_sheet([codes[number] for number in sheet], image, text, output_dir / "pictures")
+        figure = draw_sheet([codes[number] for number in sheet], image, text, output_dir / "images")
         figure.savefig(output_dir / "figures" / f"codes_{index}.png", dpi=120)
 
 

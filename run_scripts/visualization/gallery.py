@@ -60,16 +60,16 @@ def write_gallery(
     max_pages: int,
     output_dir: Path,
 ) -> None:
-    """Write index.html, codes.html, pictures.html, a page for each code and picture, and what they need.
+    """Write index.html, codes.html, images.html, a page for each code and image, and what they need.
 
-    Thumbnails lie in `output_dir / "pictures"` already; those that no page shows are removed.
+    Thumbnails lie in `output_dir / "images"` already; those that no page shows are removed.
     """
     alive = [code for code in codes if not code.is_dead]
     shown = sorted(alive, key=lambda code: (-code.image_rate - code.text_rate, code.code))[:max_pages]
     pages = {code.code: code for code in shown}
     pictures = sorted({item for code in shown for item, _ in code.top_images})
     for row in set(image.items) - set(pictures):
-        (output_dir / "pictures" / f"{row}.webp").unlink()
+        (output_dir / "images" / f"{row}.webp").unlink()
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -90,16 +90,16 @@ def write_gallery(
     by_category = any(picture.label.category is not None for picture in image.items.values())
     write("index.html", "index.html", **overview(codes, shown, by_category))
     write("codes.html", "search.html", kind="codes")
-    write("pictures.html", "search.html", kind="pictures")
-    for folder in ("code", "picture"):
+    write("images.html", "search.html", kind="images")
+    for folder in ("code", "image"):
         (output_dir / folder).mkdir()
     in_order = sorted(pages)
     neighbours = dict(zip(in_order, zip([None, *in_order], [*in_order[1:], None], strict=False), strict=True))
     for code in tqdm(shown, desc="pages of codes", unit="page"):
         before, after = neighbours[code.code]
         write(f"code/{code.code}.html", "code.html", code=code, before=before, after=after)
-    for row in tqdm(pictures, desc="pages of pictures", unit="page"):
-        write(f"picture/{row}.html", "picture.html", row=row, picture=image.items[row])
+    for row in tqdm(pictures, desc="pages of images", unit="page"):
+        write(f"image/{row}.html", "picture.html", row=row, picture=image.items[row])
     for asset in ASSETS:
         shutil.copy(TEMPLATES / asset, output_dir / asset)
     data = json.dumps(search_data(shown, pictures, image, text), ensure_ascii=False, separators=(",", ":"))
@@ -162,7 +162,7 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
         "usage": BarChart(
             RATE_NAMES,
             {
-                "pictures": count_in_bins([code.image_rate for code in codes], RATE_EDGES),
+                "images": count_in_bins([code.image_rate for code in codes], RATE_EDGES),
                 "captions": count_in_bins([code.text_rate for code in codes], RATE_EDGES),
             },
             {},
@@ -212,4 +212,4 @@ def search_data(
         thumbnails = [item for item, _ in code.top_images[:4]]
         code_rows.append([code.code, code.name, *rates, share, thumbnails, " ".join(words)])
     picture_rows = [[row, image.items[row].caption, image.items[row].label.category or ""] for row in pictures]
-    return {"codes": code_rows, "pictures": picture_rows}
+    return {"codes": code_rows, "images": picture_rows}

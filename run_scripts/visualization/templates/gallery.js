@@ -2,11 +2,11 @@
 "use strict";
 
 const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-// A veil over the picture, thick where a score is lowest, gone where it is highest: red, green, blue, opacity in 255.
+// A veil over the image, thick where a score is lowest, gone where it is highest: red, green, blue, opacity in 255.
 const VEIL = [22, 22, 58, 220];
 const PAGE_SIZE = 60;
 
-// One pixel for each patch; the browser smooths them to the picture's size.
+// One pixel for each patch; the browser smooths them to the image's size.
 function drawHeat(canvas) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
@@ -29,24 +29,24 @@ function percent(share) {
 }
 
 function thumbnail(row) {
-  return element("img", { src: `pictures/${row}.webp`, alt: "", loading: "lazy" });
+  return element("img", { src: `images/${row}.webp`, alt: "", loading: "lazy" });
 }
 
 function codeCard([code, name, imageRate, textRate, coherence, thumbnails]) {
   const title = name ? element("bdi", { textContent: name }) : element("i", { textContent: "no common word" });
-  const alike = coherence === null ? "" : `${percent(coherence)} of picture pairs alike`;
+  const alike = coherence === null ? "" : `${percent(coherence)} of image pairs alike`;
   return element("li", {}, [element("a", { className: "card", href: `code/${code}.html` }, [
     element("span", { className: "strip" }, thumbnails.map(thumbnail)),
     element("span", { className: "title" }, [element("b", { textContent: code }), " ", title]),
     element("span", {
-      className: "note", textContent: `in ${percent(imageRate)} of pictures, ${percent(textRate)} of captions`,
+      className: "note", textContent: `in ${percent(imageRate)} of images, ${percent(textRate)} of captions`,
     }),
     element("span", { className: "note", textContent: alike }),
   ])]);
 }
 
 function pictureCard([row, caption, category]) {
-  return element("li", {}, [element("a", { className: "card", href: `picture/${row}.html` }, [
+  return element("li", {}, [element("a", { className: "card", href: `image/${row}.html` }, [
     element("span", { className: "strip one" }, [thumbnail(row)]),
     element("span", { className: "title", dir: "auto", textContent: caption }),
     element("span", { className: "note", textContent: category }),
