@@ -57,7 +57,7 @@ SPLIT_RULES = {
     "test_pairings": SplitRule("train", "test", unseen_pairing_share=1.0),
 }
 SPLIT_TEXTS = {
-    "validation": "pairs of concepts never together in training; where there are nine styles, in a style of its own",
+    "validation": "pairs of concepts never together in training, {validation_styles}",
     "test": "the same, in drawings never seen in training, three in ten with a colour or an action never seen with it",
     "test_combinations": "the same, in drawings that training shows",
     "test_pairings": "likewise, all with a colour or an action that training never shows with that concept",
@@ -321,10 +321,13 @@ def data_card(
     """What is in the folder, for its reader."""
     concepts = sorted({sprite.subject.concept for sprite in sprites} - {""})
     actions = sorted({sprite.subject.action for sprite in sprites} - {None})
+    has_own_style = set(world.styles["validation"]).isdisjoint(world.styles["train"])
+    styles = "in a style of its own" if has_own_style else "in the styles and drawings of training: no other is left"
+    texts = {**SPLIT_TEXTS, "validation": SPLIT_TEXTS["validation"].format(validation_styles=styles)}
     return CARD.read_text(encoding="utf-8").format(
         image_size=world.image_size,
         license=license,
-        splits="\n".join(f"| `{name}` | {len(rows)} | {SPLIT_TEXTS[name]} |" for name, rows in splits.items()),
+        splits="\n".join(f"| `{name}` | {len(rows)} | {texts[name]} |" for name, rows in splits.items()),
         styles="; ".join(f"{split}: {', '.join(names)}" for split, names in world.styles.items()),
         num_validation_pairs=len(world.validation_pairs),
         num_test_pairs=len(world.test_pairs),

@@ -296,4 +296,7 @@ def test_what_the_licences_ask_for_is_kept(folder, splits):
     assert "CC-BY-SA-4.0" in (folder / "ATTRIBUTION.md").read_text()
     assert splits["test"].info.license == "CC-BY-4.0, CC-BY-SA-4.0"
     assert (folder / "contact_sheet.png").stat().st_size > 0
-    assert "| `test` | 40 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| `test` | 40 |" in card
+    # Of two styles none is left for validation.
+    assert "never together in training, in the styles and drawings of training" in card

@@ -62,6 +62,27 @@ class DistinctBatchSampler(Sampler[int]):
         yield from generator.permuted(blocks, axis=1).ravel().tolist()
 
 
+class EndlessSampler(Sampler[int]):
+    """All numbers from 0 on, in order and without an end: an epoch goes on where the one before stopped.
+
+    Args:
+        length: of an epoch, about; it holds whole blocks.
+        block_size: number of rows in a global batch.
+    """
+
+    def __init__(self, length: int, block_size: int):
+        self.length, self.epoch = length - length % block_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.epoch * self.length, (self.epoch + 1) * self.length)
+
+
 class ContrastiveCollator:
     """Turns rows into model inputs: one caption for each picture, pictures augmented as one batch.
 

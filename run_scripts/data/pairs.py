@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 
 from run_scripts.arguments import DataArguments, is_tar_pattern
 from run_scripts.data.decoding import ImageError, decode_image, decode_rows
+from run_scripts.data.scenes import SceneDataset, is_world
 from run_scripts.data.source import (
     DatasetShards,
     TarShards,
@@ -239,12 +240,12 @@ class PairStream(TorchIterableDataset):
 
 def load_train_dataset(
     arguments: DataArguments, seed: int = 0, num_processes: int = 1, process_index: int = 0
-) -> PairDataset | PairStream:
+) -> PairDataset | PairStream | SceneDataset:
     """The pairs that the arguments name.
 
     Args:
         arguments: where they are.
-        seed: of a stream's order.
+        seed: of a stream's order, or of scenes.
         num_processes, process_index: which part of a stream is read.
 
     Raises:
@@ -252,13 +253,19 @@ def load_train_dataset(
     """
     counts = DataCounts(arguments.max_broken_fraction)
     columns = (arguments.image_column, arguments.caption_column)
+    names = ("image_column", "caption_column", "distinct_column")
+    if arguments.split == "train" and is_world(arguments.dataset):
+        scenes = SceneDataset(arguments.dataset, seed, counts)
+        if arguments.streaming:
+            raise ValueError("streaming is for what is read; scenes are made when they are asked for")
+        check_columns(scenes, **{name: getattr(arguments, name) for name in names})
+        return scenes
     if is_tar_pattern(arguments.dataset):
         shards = TarShards(arguments.dataset)
     else:
         dataset = open_dataset(
             arguments.dataset, arguments.split, config_name=arguments.config_name, streaming=arguments.streaming
         )
-        names = ("image_column", "caption_column", "distinct_column")
         check_columns(dataset, **{name: getattr(arguments, name) for name in names})
         if not arguments.streaming:
             return PairDataset(dataset, *columns, arguments.distinct_column, counts)

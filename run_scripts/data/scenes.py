@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import load_from_disk
@@ -17,6 +17,10 @@ from run_scripts.data.scene_backgrounds import draw_backgrounds
 from run_scripts.data.scene_grammar import Group, Statement, draw_statement, say
 from run_scripts.data.scene_vocabulary import COLORS, SIZES, Subject
 from run_scripts.data.sprites import Cut, Sprite
+
+
+if TYPE_CHECKING:
+    from run_scripts.data.pairs import DataCounts
 
 
 WORLD_NAME = "world.json"
@@ -390,23 +394,39 @@ def load_sprites(folder: Path) -> list[Sprite]:
 class SceneDataset(Dataset):
     """Scenes without an end, each with a caption: pair `index` is a function of the seed and the index alone.
 
-    So workers and processes may compute any part, and what a resumed run has seen is not computed again.
+    So any worker of any process may make it, and what a resumed run has seen already is not made again.
 
     Args:
         folder: what `prepare_scenes` has written.
         seed: of the scenes; not that of the world.
-        num_scenes: the length to claim.
+        counts: takes down how many were made.
+
+    Raises:
+        ValueError: the folder holds no world.
     """
 
-    def __init__(self, folder: str | Path, seed: int = 0, num_scenes: int = 2**20):
+    column_names = ["image", "caption"]
+    # Trainer wants a length. It only says how often Trainer's epochs begin: indices go on from one to the next.
+    num_scenes = 2**20
+
+    def __init__(self, folder: str | Path, seed: int = 0, counts: "DataCounts | None" = None):
+        if not is_world(folder):
+            raise ValueError(f"{str(folder)!r} has no {WORLD_NAME}; `prepare_scenes` writes it")
         folder = Path(folder)
         self.composer = SceneComposer(World.load(folder), load_sprites(folder), SplitRule("train"), seed)
-        self.num_scenes = num_scenes
+        self.counts = counts
 
     def __len__(self) -> int:
         return self.num_scenes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The `image` and the `caption` of one scene; any index from 0 on."""
+        if self.counts is not None:
+            self.counts.add("pairs_read")
         scene, random = self.composer.compose(index)
         return {"image": Image.fromarray(scene.pixels), "caption": say(scene.draw_statement(random))}
+
+
+def is_world(folder: str | Path) -> bool:
+    """Whether `prepare_scenes` has written it."""
+    return (Path(folder) / WORLD_NAME).is_file()

@@ -22,6 +22,7 @@ from run_scripts.data.pairs import (
     load_eval_dataset,
     load_train_dataset,
 )
+from run_scripts.data.scenes import SceneDataset
 from run_scripts.training.arguments import ModelArguments, describe_data
 from run_scripts.training.baselines import build_clip
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
@@ -112,7 +113,7 @@ def check_arguments(data_arguments: DataArguments, training_arguments: FDTTraini
         raise ValueError(f"output_dir={training_arguments.output_dir!r} cannot be written: {error}") from error
 
 
-def check_size(dataset: PairDataset | PairStream, training_arguments: FDTTrainingArguments) -> None:
+def check_size(dataset: PairDataset | PairStream | SceneDataset, training_arguments: FDTTrainingArguments) -> None:
     """Raise a ValueError where the data cannot fill a batch, or not every worker has something to read."""
     if isinstance(dataset, PairStream):
         return dataset.check_num_readers(training_arguments.dataloader_num_workers)
@@ -146,6 +147,8 @@ def train(
     train_dataset = load_train_dataset(
         data_arguments, data_seed, training_arguments.world_size, training_arguments.process_index
     )
+    if isinstance(train_dataset, SceneDataset) and training_arguments.max_steps <= 0:
+        raise ValueError("scenes have no end: give max_steps instead of num_train_epochs")
     check_size(train_dataset, training_arguments)
     evaluation = {}
     if data_arguments.validation_split is not None:

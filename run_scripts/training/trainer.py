@@ -16,7 +16,8 @@ from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
 from modeling_fdt.modeling_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, gather_global_batch
-from run_scripts.data.batches import DistinctBatchSampler
+from run_scripts.data.batches import DistinctBatchSampler, EndlessSampler
+from run_scripts.data.scenes import SceneDataset
 from run_scripts.evaluation.code_usage import count_active, usage_entropy
 from run_scripts.evaluation.retrieval import pair_retrieval
 from run_scripts.training.arguments import FDTTrainingOptions
@@ -68,7 +69,7 @@ class FDTTrainer(ReproducibleTrainer):
 
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.distinct_column, self._distinct_sampler = distinct_column, None
+        self.distinct_column, self._own_sampler = distinct_column, None
         self._check_arguments()
         logit_scale_range = self.args.logit_scale_min, self.args.logit_scale_max
         if not hasattr(self.model.config, "logit_scale_max"):
@@ -169,17 +170,20 @@ class FDTTrainer(ReproducibleTrainer):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        if self._distinct_sampler is not None:
-            self._distinct_sampler.set_epoch(epoch)
+        if self._own_sampler is not None:
+            self._own_sampler.set_epoch(epoch)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.distinct_column is None:
-            return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         block_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._distinct_sampler = DistinctBatchSampler(dataset[self.distinct_column][:], block_size, seed)
-        return self._distinct_sampler
+        if isinstance(dataset, SceneDataset):
+            self._own_sampler = EndlessSampler(len(dataset), block_size)
+        elif self.distinct_column is not None:
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._own_sampler = DistinctBatchSampler(dataset[self.distinct_column][:], block_size, seed)
+        else:
+            return super()._get_train_sampler(train_dataset)
+        return self._own_sampler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Trainer itself spares biases and layer norms.
