@@ -346,9 +346,13 @@ def test_codes_of_scenes(tiny_model, tiny_processor, scenes):
 
 def test_completeness_is_by_kind_without_flags(tiny_model, tiny_processor, images, tmp_path):
     rows = {"image": images, "caption": ["a cat"] * 3, "negative_caption": ["a dog"] * 3, "kind": [*"aab"]}
-    DatasetDict({"test": Dataset.from_dict(rows)}).save_to_disk(str(tmp_path))
+    split = Dataset.from_dict(rows)
+    DatasetDict({"test": split, "c": split.map(lambda row: {"kind": "c"})}).save_to_disk(str(tmp_path))
     evaluation = run(tiny_model, tiny_processor, "completeness", str(tmp_path))
     assert list(evaluation.metrics) == ["accuracy", "accuracy_a", "accuracy_b"]
+    evaluation = run(tiny_model, tiny_processor, "completeness", str(tmp_path), "--split", "test+c")
+    assert list(evaluation.metrics) == ["accuracy", "accuracy_a", "accuracy_b", "accuracy_c"]
+    assert evaluation.counts == {"images": 6, "swaps": 6}
 
 
 @pytest.mark.parametrize(

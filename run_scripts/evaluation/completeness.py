@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset, Image, concatenate_datasets
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import check_columns, open_dataset
@@ -125,7 +125,10 @@ def evaluate_completeness(
     if arguments.image_folder is not None:
         dataset = read_sugarcrepe(arguments.dataset, arguments.image_folder)
     else:
-        dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
+        # Joined by + as in the slicing language of `datasets`: each kind of swap may be a split of its own.
+        splits = arguments.split.split("+")
+        parts = [open_dataset(arguments.dataset, split, config_name=arguments.config_name) for split in splits]
+        dataset = concatenate_datasets(parts)
     names = ("image_column", "caption_column", "negative_caption_column", "kind_column")
     columns = {name: getattr(arguments, name) for name in names}
     if arguments.kind_column is None and not arguments.word_columns and "kind" in dataset.column_names:
