@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Start an FDT model from a contrastively pretrained checkpoint of transformers: CLIP, MetaCLIP, SigLIP and the like.
 
-    python -m conversion.init_fdt_from_clip --clip openai/clip-vit-base-patch32 --output_dir OUT
+    python -m conversion.init_fdt_from_clip --model openai/clip-vit-base-patch32 --output_dir OUT
 
 The towers, the vocabulary and the image statistics are the checkpoint's; groundings and codebook are fresh. A folder
 in OpenCLIP's own format (`open_clip_config.json`, `open_clip_model.safetensors`, a tokenizer) is read as well. For two
@@ -32,7 +32,7 @@ _CONFIG_FIELDS = (
 class WarmStartArguments:
     """Arguments of `init_fdt_from_clip`."""
 
-    clip: str = field(metadata={"help": "A checkpoint with two towers: a folder or a name on the Hub."})
+    model: str = field(metadata={"help": "A checkpoint with two towers: a folder or a name on the Hub."})
     output_dir: str = field(metadata={"help": "Where to write; a new or empty folder."})
     codebook_size: int = field(default=16384, metadata={"help": "Number of codes."})
     codebook_dim: int = field(default=512, metadata={"help": "Size of a code and of the embeddings."})
@@ -48,14 +48,14 @@ class WarmStartArguments:
     padding_score: Literal["zero", "ignore"] = field(
         default="ignore", metadata={"help": "Whether padding scores 0, as in the original, or never counts."}
     )
-    kmeans_dataset: str | None = field(
+    dataset: str | None = field(
         default=None,
         metadata={"help": "Start the codebook from token features of this data set: a folder or a name on the Hub."},
     )
-    kmeans_split: str = field(default="train", metadata={"help": "The data set's split."})
+    split: str = field(default="train", metadata={"help": "The data set's split."})
     image_column: str = field(default="image", metadata={"help": "The data set's column of images."})
     caption_column: str = field(default="caption", metadata={"help": "The data set's column of captions."})
-    kmeans_pairs: int = field(default=4096, metadata={"help": "How many pairs of the data set to use at most."})
+    num_pairs: int = field(default=4096, metadata={"help": "How many pairs of the data set to use at most."})
     batch_size: int = field(default=64, metadata={"help": "Pairs in one batch of token features."})
     seed: int = field(default=0, metadata={"help": "Seeds groundings, codebook and k-means."})
 
@@ -66,9 +66,9 @@ def _start_codebook(model: "FDTModel", processor: "FDTProcessor", arguments: War
 
     from .warm_start import kmeans_codebook, load_pairs, token_queries
 
-    source = arguments.kmeans_dataset
+    source = arguments.dataset
     columns = (arguments.image_column, arguments.caption_column)
-    pairs = load_pairs(source, arguments.kmeans_split, columns, arguments.kmeans_pairs, arguments.seed)
+    pairs = load_pairs(source, arguments.split, columns, arguments.num_pairs, arguments.seed)
     with reported_as(f"{source}: its pairs cannot be embedded"):
         queries = torch.cat(list(token_queries(model, processor, pairs, *columns, arguments.batch_size)))
     model.codebook.data.copy_(kmeans_codebook(queries, arguments.codebook_size, arguments.seed))
@@ -84,7 +84,7 @@ def init_fdt_from_clip(arguments: WarmStartArguments) -> None:
         ValueError: the checkpoint, an option or the data set is refused.
         OSError: a file cannot be read or written.
     """
-    for name in ("codebook_size", "codebook_dim", "kmeans_pairs", "batch_size"):
+    for name in ("codebook_size", "codebook_dim", "num_pairs", "batch_size"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"`{name}` must be above 0, got {getattr(arguments, name)}")
     num_values = arguments.codebook_size * arguments.codebook_dim
@@ -104,25 +104,25 @@ def init_fdt_from_clip(arguments: WarmStartArguments) -> None:
         from .weights import check_values
 
         set_seed(arguments.seed)
-        vision_tower, text_tower = load_towers(arguments.clip)
+        vision_tower, text_tower = load_towers(arguments.model)
         fields = {name: getattr(arguments, name) for name in _CONFIG_FIELDS}
-        with reported_as(f"{arguments.clip}: no FDT model can be built from it"):
+        with reported_as(f"{arguments.model}: no FDT model can be built from it"):
             model = FDTModel.from_vision_text_pretrained(vision_tower, text_tower, **fields)
-        processor = load_processor(arguments.clip, model)
+        processor = load_processor(arguments.model, model)
         codebook_origin = "normally distributed"
-        if arguments.kmeans_dataset is not None:
+        if arguments.dataset is not None:
             codebook_origin = _start_codebook(model, processor, arguments)
         logger.info("codebook: %s", codebook_origin)
         check_values("the model", model.state_dict())
         with reported_as(f"{arguments.output_dir}: cannot be written"):
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-        is_local = Path(arguments.clip).exists()
-        name = Path(arguments.clip).name if is_local else arguments.clip
+        is_local = Path(arguments.model).exists()
+        name = Path(arguments.model).name if is_local else arguments.model
         write_model_card(
             folder,
             title=f"FDT, started from {name}",
-            base_model=None if is_local else arguments.clip,
+            base_model=None if is_local else arguments.model,
             origin=describe_warm_start(name, codebook_origin),
         )
     logger.info("wrote %s", arguments.output_dir)

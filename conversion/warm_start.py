@@ -121,7 +121,7 @@ def load_pairs(dataset: str, split: str, columns: tuple[str, str], num_pairs: in
         loaded = load_from_disk(dataset) if is_saved else load_dataset(dataset)
     if not isinstance(loaded, Dataset):
         if split not in loaded:
-            raise ValueError(f"`kmeans_split` must be one of {sorted(loaded)}, got {split!r}")
+            raise ValueError(f"`split` must be one of {sorted(loaded)}, got {split!r}")
         loaded = loaded[split]
     for column in columns:
         if column not in loaded.column_names:
@@ -167,7 +167,7 @@ def kmeans_codebook(queries: torch.Tensor, codebook_size: int, seed: int) -> tor
     if len(queries) < codebook_size:
         raise ValueError(
             f"k-means needs at least as many tokens as codes, got {len(queries)} tokens for {codebook_size} codes; "
-            "use more pairs (`kmeans_pairs`) or fewer codes (`codebook_size`)"
+            "use more pairs (`num_pairs`) or fewer codes (`codebook_size`)"
         )
     batch_size = max(1024, codebook_size)
     kmeans = MiniBatchKMeans(codebook_size, random_state=seed, batch_size=batch_size, n_init=1).fit(queries.numpy())

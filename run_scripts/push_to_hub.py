@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Upload a model's folder to the Hub, with a model card and its results.
 
-    python -m run_scripts.push_to_hub --folder outputs/emoji_two_styles --repo_id me/emoji --license cc-by-sa-4.0 \\
+    python -m run_scripts.push_to_hub --model outputs/emoji_two_styles --repo_id me/emoji --license cc-by-sa-4.0 \\
         --results outputs/emoji_two_styles/results.json
 
 What is uploaded is the model, its processor and code, the card, results.json, licences and attributions. What else
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PushArguments:
-    folder: str = field(metadata={"help": "Folder with the model, or adapters on one, and its processor."})
+    model: str = field(metadata={"help": "Folder with the model, or adapters on one, and its processor."})
     repo_id: str = field(metadata={"help": "Name of the repository on the Hub: owner/name."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     license: str | None = field(
@@ -52,15 +52,15 @@ def main(arguments: PushArguments) -> None:
 
     facts = {name: getattr(arguments, name) for name in ("license", "datasets", "base_model")}
     given = [name for name, value in facts.items() if value]
-    if not is_written(arguments.folder):
-        name_base_model(arguments.folder, arguments.base_model)
-        write_model_card(arguments.folder, title=arguments.repo_id, repo_id=arguments.repo_id, **facts)
+    if not is_written(arguments.model):
+        name_base_model(arguments.model, arguments.base_model)
+        write_model_card(arguments.model, title=arguments.repo_id, repo_id=arguments.repo_id, **facts)
     elif given:
-        raise ValueError(f"{given} are for new cards; {arguments.folder} has README.md: edit it, or delete it")
+        raise ValueError(f"{given} are for new cards; {arguments.model} has README.md: edit it, or delete it")
     if arguments.results:
-        add_results(arguments.folder, arguments.results)
-    push_folder(arguments.folder, arguments.repo_id, private=arguments.private or None)
-    logger.info("uploaded %s to %s", arguments.folder, arguments.repo_id)
+        add_results(arguments.model, arguments.results)
+    push_folder(arguments.model, arguments.repo_id, private=arguments.private or None)
+    logger.info("uploaded %s to %s", arguments.model, arguments.repo_id)
 
 
 if __name__ == "__main__":

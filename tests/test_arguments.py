@@ -11,6 +11,7 @@ import pytest
 
 import run_scripts
 from run_scripts.arguments import merge, parse_arguments, resolve_config, run_command
+from run_scripts.evaluation.arguments import TASKS
 from run_scripts.training.arguments import FINE_TUNING
 
 
@@ -109,19 +110,60 @@ def test_merge_is_that_of_json_merge_patches():
     assert target == {"a": "b", "c": {"d": "e", "f": "g"}}
 
 
-def test_help_of_every_command_comes_before_anything_heavy():
+# One name for one thing: what the flags of all commands are called, and what they must not be called.
+SYNONYMS = {
+    "model": "model_name model_path model_id model_name_or_path clip folder pretrained",
+    "dataset": "data data_dir data_path dataset_name kmeans_dataset train_dataset",
+    "config_name": "dataset_config dataset_config_name subset",
+    "split": "dataset_split eval_split test_split kmeans_split",
+    "validation_split": "val_split eval_split",
+    "train_split": "training_split",
+    "image_column": "image_key images_column picture_column",
+    "caption_column": "caption_key captions_column text_column",
+    "label_column": "label_key labels_column class_column",
+    "device": "use_cuda cuda gpu device_name",
+    "output_dir": "out out_dir output_folder output_path save_dir",
+    "batch_size": "num_images_per_batch bs",
+    "seed": "random_seed",
+}
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, set[str]]:
+    """What `--help` of every command lists, after which nothing heavy has been imported."""
     code = """
-import runpy, sys
-commands, heavy = sys.argv[1].split(), set(sys.argv[2].split())
+import contextlib, io, json, re, runpy, sys
+commands, heavy, flags = json.loads(sys.argv[1]), set(sys.argv[2:]), {}
 for command in commands:
-    sys.argv = [command, *(["retrieval"] if command.endswith("run_evaluation") else []), "--help"]
-    try:
-        runpy.run_module(command, run_name="__main__", alter_sys=True)
-    except SystemExit as stopped:
-        assert not stopped.code, command
+    sys.argv = [*command.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            assert not stopped.code, command
     assert not heavy & set(sys.modules), f"{command} --help imports {heavy & set(sys.modules)}"
+    flags[command] = re.findall(r"^  --([a-z_]+)", printed.getvalue(), re.M)
+print(json.dumps(flags))
 """
     heavy = ["torch", "datasets", "accelerate", "transformers.trainer", "transformers.modeling_utils", "gradio"]
     heavy += ["kornia", "matplotlib.pyplot", "scipy", "sklearn", "networkx", "faiss", "onnxruntime"]
-    argv = [sys.executable, "-c", code, " ".join(COMMANDS), " ".join(heavy)]
-    subprocess.run(argv, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    commands = [*COMMANDS, *(f"run_scripts.run_evaluation {task}" for task in TASKS)]
+    argv = [sys.executable, "-c", code, json.dumps(commands), *heavy]
+    printed = subprocess.run(argv, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    return {command: set(names) for command, names in json.loads(printed).items()}
+
+
+def test_help_of_every_command_comes_before_anything_heavy(flags):
+    assert {"model", "device", "output_dir"} <= flags["run_scripts.run_visualization"]
+    assert {"model", "dataset", "split"} <= flags["run_scripts.run_evaluation retrieval"]
+    assert set(COMMANDS) <= set(flags)
+
+
+def test_the_same_thing_has_the_same_flag_in_every_command(flags):
+    wrong = [
+        f"{command} --{synonym}: must be --{name}"
+        for command, names in flags.items()
+        for name, synonyms in SYNONYMS.items()
+        for synonym in names & set(synonyms.split())
+    ]
+    assert not wrong

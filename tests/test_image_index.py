@@ -604,7 +604,7 @@ def test_the_benchmark_counts_what_is_found(loaded, model_folder, tmp_path, monk
         output_dir=str(tmp_path / "out"),
         model=model_folder,
         dataset=str(tmp_path / "data"),
-        numbers_of_pictures=[20],
+        numbers_of_images=[20],
         numbers_of_codes=[4],
         active_codes=[3],
         codebook_size=16,

@@ -217,7 +217,7 @@ def test_warm_start_from_kmeans(tmp_path):
     images = [Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(6)]
     captions = ["a cat", "a dog", "a photo of a cat", "photo of dog", "dog", "cat"]
     Dataset.from_dict({"image": images, "caption": captions}).save_to_disk(str(tmp_path / "pairs"))
-    model, _ = warm_start(tmp_path, kmeans_dataset=str(tmp_path / "pairs"))
+    model, _ = warm_start(tmp_path, dataset=str(tmp_path / "pairs"))
     codebook = model.codebook.detach()
     assert codebook.std().item() == pytest.approx(1, abs=1e-5)  # float32 rounding of a mean of 128 values
     assert not torch.equal(codebook, warm_codebook(tmp_path))
@@ -242,12 +242,12 @@ def test_kmeans_codes_are_the_standardised_clusters():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kmeans_dataset": "absent"}, "no such data set"),
+        ({"dataset": "absent"}, "no such data set"),
         ({"codebook_size": 10**12}, "`codebook_size` times `codebook_dim` must be at most"),
         ({"codebook_dim": 0}, "`codebook_dim` must be above 0, got 0"),
-        ({"kmeans_dataset": "pairs", "codebook_size": 5000}, "at least as many tokens as codes"),
-        ({"kmeans_dataset": "pairs", "caption_column": "text"}, "no column 'text'"),
-        ({"kmeans_dataset": "pairs", "kmeans_pairs": 0}, "`kmeans_pairs` must be above 0"),
+        ({"dataset": "pairs", "codebook_size": 5000}, "at least as many tokens as codes"),
+        ({"dataset": "pairs", "caption_column": "text"}, "no column 'text'"),
+        ({"dataset": "pairs", "num_pairs": 0}, "`num_pairs` must be above 0"),
         ({"grounding_temperature": 0.0}, "`grounding_temperature` must be"),
     ],
 )
@@ -255,8 +255,8 @@ def test_bad_warm_starts_leave_nothing(tmp_path, options, reason):
     save_clip(tmp_path / "clip", "clip")
     Dataset.from_dict({"image": [Image.new("RGB", (32, 32))], "caption": ["a cat"]}).save_to_disk(tmp_path / "pairs")
     before = sorted(tmp_path.iterdir())
-    if "kmeans_dataset" in options:
-        options = options | {"kmeans_dataset": str(tmp_path / options["kmeans_dataset"])}
+    if "dataset" in options:
+        options = options | {"dataset": str(tmp_path / options["dataset"])}
     with pytest.raises(ValueError, match=reason):
         warm_start(tmp_path, **options)
     assert sorted(tmp_path.iterdir()) == before

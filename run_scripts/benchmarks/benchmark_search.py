@@ -54,7 +54,7 @@ class SearchBenchmarkArguments:
         default="caption", metadata={"help": "Column of captions; equal ones belong together."}
     )
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Any of {', '.join(PARTS)}."})
-    numbers_of_pictures: list[int] = field(
+    numbers_of_images: list[int] = field(
         default_factory=lambda: [10_000, 50_000, 200_000], metadata={"help": "Sizes of the index in `growth`."}
     )
     numbers_of_codes: list[int] = field(
@@ -218,7 +218,7 @@ def compare_growth(arguments: SearchBenchmarkArguments) -> dict[str, dict[str, d
     """Size and time on made-up features, by number of pictures and contestant; nothing can be found in them."""
     random = np.random.default_rng(0)
     results = {}
-    for num_pictures in arguments.numbers_of_pictures:
+    for num_pictures in arguments.numbers_of_images:
         embeds = random.standard_normal((num_pictures, arguments.codebook_dim), dtype=np.float32)
         embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
         contestants = {f"embeds, {kind}": make_dense(embeds, kind) for kind in arguments.dense_indexes}
