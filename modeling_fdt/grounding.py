@@ -384,7 +384,8 @@ class FDTGrounding(nn.Module):
             The embeddings, `(batch_size, codebook_dim)`, of L2 norm 1, and the code weights, `(batch_size,
             codebook_size)`, at least 0 (sparsemax and softmax: summing to 1).
         """
-        queries = self.query_projection(hidden_states)
+        # A tower may be of lower precision than its grounding.
+        queries = self.query_projection(hidden_states.to(codebook.dtype))
         pooled_scores = pooled_grounding_scores(
             queries,
             codebook,

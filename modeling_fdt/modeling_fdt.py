@@ -27,6 +27,7 @@ from .towers_fdt import (
     TYPES_TRAINED_WITH_PADDING,
     build_tower,
     check_token_features,
+    copy_weights,
     get_context_length,
     get_hidden_size,
     get_patch_size,
@@ -450,29 +451,44 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision_model: str | PreTrainedModel, text_model: str | PreTrainedModel, **kwargs
+        cls,
+        vision_model: str | PreTrainedModel,
+        text_model: str | PreTrainedModel,
+        dtype: torch.dtype = torch.float32,
+        **kwargs,
     ) -> "FDTModel":
         r"""
         Build an FDT model from two pretrained towers; codebook and groundings are freshly initialised.
 
         Args:
             vision_model (`str` or `PreTrainedModel`):
-                A name on the Hub, a folder, or a loaded image tower. Of a checkpoint with two towers (CLIP, SigLIP)
-                the image tower is taken.
+                A name on the Hub, a folder, or a loaded model. Of a checkpoint or model with two towers (CLIP, SigLIP)
+                the image tower is taken, of one with a head (`CLIPVisionModelWithProjection`) its base model.
             text_model (`str` or `PreTrainedModel`): likewise for the text tower.
-            kwargs: fields of [`FDTConfig`].
+            dtype (`torch.dtype`, defaults to `torch.float32`): the type of the model, whatever the towers' types were.
+            kwargs:
+                Fields of [`FDTConfig`]. With the prefix `vision_` or `text_`, what `from_pretrained` takes for that
+                tower, e.g. `vision_revision`, `text_subfolder`; `vision_dtype` keeps that tower in a type of its own.
 
         Returns:
-            [`FDTModel`] in float32 and evaluation mode; train it before use.
+            [`FDTModel`] in evaluation mode; train it before use.
 
         Raises:
-            ValueError: a tower's type is not one that FDT can take, or its checkpoint lacks weights.
+            ValueError: a tower's type is not one that FDT can take, a checkpoint lacks weights, or a loaded model
+                does not hold the tower.
         """
-        vision_tower = load_tower(vision_model, "vision_config")
-        text_tower = load_tower(text_model, "text_config")
-        model = cls(cls.config_class(vision_config=vision_tower.config, text_config=text_tower.config, **kwargs))
-        model.vision_tower.load_state_dict(vision_tower.state_dict())
-        model.text_tower.load_state_dict(text_tower.state_dict())
+        vision_options, text_options = _pop_with_prefix(kwargs, "vision_"), _pop_with_prefix(kwargs, "text_")
+        vision_tower = load_tower(vision_model, "vision_config", **vision_options)
+        text_tower = load_tower(text_model, "text_config", **text_options)
+        model: Any = cls(cls.config_class(vision_config=vision_tower.config, text_config=text_tower.config, **kwargs))
+        model.to(dtype)
+        for own_tower, tower, options in (
+            (model.vision_tower, vision_tower, vision_options),
+            (model.text_tower, text_tower, text_options),
+        ):
+            if "dtype" in options:
+                own_tower.to(tower.dtype)
+            copy_weights(tower, own_tower)
         return model.eval()
 
     @property
@@ -663,6 +679,10 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+def _pop_with_prefix(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): kwargs.pop(name) for name in list(kwargs) if name.startswith(prefix)}
 
 
 def cap_logit_scale(logit_scale: torch.Tensor, logit_scale_max: float) -> torch.Tensor:

@@ -203,23 +203,56 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     return get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
 
 
-def load_tower(model: str | PreTrainedModel, half: str) -> PreTrainedModel:
+# What says where a checkpoint is found; its configuration is found there too.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def load_tower(model: str | PreTrainedModel, half: str, **options) -> PreTrainedModel:
     """
     A pretrained tower.
 
     Args:
-        model (`str` or `PreTrainedModel`): a name on the Hub, a folder, or the tower itself.
+        model (`str` or `PreTrainedModel`): a name on the Hub, a folder, or a loaded model that is or holds the tower.
         half (`str`): `"vision_config"` or `"text_config"`, which of a checkpoint with two towers is taken.
+        options: what `from_pretrained` takes, for a name or a folder.
 
     Raises:
-        ValueError: the checkpoint lacks weights of the tower.
+        ValueError: the checkpoint lacks weights of the tower, the loaded model does not hold one, or it is given
+            together with options.
     """
+    tower_name = half.removesuffix("_config")
     if isinstance(model, PreTrainedModel):
-        return model
-    config = AutoConfig.from_pretrained(model)
+        if options:
+            raise ValueError(
+                f"{sorted(f'{tower_name}_{name}' for name in options)} say how a {tower_name} tower is loaded, but "
+                f"`{tower_name}_model` is a loaded {type(model).__name__}."
+            )
+        return _find_tower(model, half)
+    hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    config = options.pop("config", None) or AutoConfig.from_pretrained(model, **hub_options)
     config = getattr(config, half, config)
-    tower, report = get_tower_class(config).from_pretrained(model, config=config, output_loading_info=True)
+    tower, report = get_tower_class(config).from_pretrained(model, config=config, output_loading_info=True, **options)
     missing = sorted(name for name in report["missing_keys"] if not is_unused_parameter(config, name))
     if missing:
-        raise ValueError(f"{model!r} lacks weights of its {half.removesuffix('_config')} tower: {missing[:5]}, ...")
+        raise ValueError(f"{model!r} lacks weights of its {tower_name} tower: {missing[:5]}, ...")
     return tower
+
+
+def _find_tower(model: PreTrainedModel, half: str) -> PreTrainedModel:
+    tower_class = get_tower_class(getattr(model.config, half, model.config))
+    # A model with a head holds its base model, one of two towers both of them.
+    tower = next((module for module in model.modules() if isinstance(module, tower_class)), None)
+    if tower is None:
+        raise ValueError(
+            f"`{half.removesuffix('_config')}_model` must be or hold a {tower_class.__name__}, "
+            f"got a {type(model).__name__}."
+        )
+    return tower
+
+
+def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Give one tower the weights of another; what only the target has must be without effect (BERT's pooler)."""
+    optional = {
+        name: tensor for name, tensor in target.state_dict().items() if is_unused_parameter(target.config, name)
+    }
+    target.load_state_dict({**optional, **source.state_dict()})

@@ -8,19 +8,27 @@ import pytest
 import torch
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModel,
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     CLIPConfig,
     CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
     PreTrainedConfig,
     PvtConfig,
     Sam2HieraDetConfig,
     SiglipConfig,
+    SiglipForImageClassification,
     SiglipModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTModel,
 )
 
@@ -346,12 +354,90 @@ def test_from_vision_text_pretrained(name, tmp_path, inputs):
     model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], pixel_values=inputs["pixel_values"])
 
 
-def test_towers_in_half_precision_become_float32(tmp_path, inputs):
+@pytest.fixture
+def towers(tmp_path) -> dict[str, str]:
+    """Folders of an image tower and, one level down, of a text tower, both saved in bfloat16."""
     ViTModel(ViTConfig(**SMALL_IMAGE)).to(torch.bfloat16).save_pretrained(tmp_path / "vision")
-    BertModel(BertConfig(**SMALL, vocab_size=49409)).save_pretrained(tmp_path / "text")
-    model = FDTModel.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    BertModel(BertConfig(**SMALL, vocab_size=49409)).to(torch.bfloat16).save_pretrained(tmp_path / "text" / "inner")
+    return {"vision": str(tmp_path / "vision"), "text": str(tmp_path / "text")}
+
+
+@pytest.mark.parametrize(
+    ("options", "types"),
+    [
+        ({}, (torch.float32, torch.float32, torch.float32)),
+        ({"dtype": torch.bfloat16}, (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
+        ({"vision_dtype": torch.bfloat16}, (torch.bfloat16, torch.float32, torch.float32)),
+        ({"text_dtype": "auto", "dtype": torch.float64}, (torch.float64, torch.bfloat16, torch.float64)),
+    ],
+)
+def test_types_and_places_of_towers(options, types, towers, inputs):
+    model = FDTModel.from_vision_text_pretrained(
+        towers["vision"], towers["text"], text_subfolder="inner", codebook_size=16, **options
+    )
+    for part, dtype in zip((model.vision_tower, model.text_tower, model.vision_grounding), types, strict=True):
+        assert {parameter.dtype for parameter in part.parameters()} == {dtype}
+    assert model.codebook.dtype == options.get("dtype", torch.float32)
+    assert model(**{**inputs, "pixel_values": inputs["pixel_values"].to(types[0])}).loss.isfinite()
+
+
+def test_a_revision_is_that_of_configuration_and_weights(monkeypatch):
+    asked = []
+
+    def read_config(name: str, **options) -> ViTConfig:
+        asked.append(options)
+        return ViTConfig(**SMALL_IMAGE)
+
+    def load(name: str, *, config: ViTConfig, output_loading_info: bool, **options) -> tuple:
+        asked.append(options)
+        return ViTModel(config), {"missing_keys": set()}
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read_config)
+    monkeypatch.setattr(ViTModel, "from_pretrained", load)
+    FDTModel.from_vision_text_pretrained(
+        *("some/model", BertModel(BertConfig(**SMALL))),
+        **{"vision_revision": "abc", "vision_attn_implementation": "eager"},
+    )
+    assert asked == [{"revision": "abc"}, {"revision": "abc", "attn_implementation": "eager"}]
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+@pytest.mark.parametrize(
+    ("vision_class", "text_class"),
+    [
+        (CLIPVisionModelWithProjection, CLIPTextModelWithProjection),
+        (ViTForImageClassification, BertForMaskedLM),
+        (SiglipForImageClassification, SiglipModel),
+    ],
+)
+def test_the_base_model_is_taken_of_a_model_with_a_head(vision_class, text_class, is_loaded, tmp_path, inputs):
+    text, image = {**SMALL, "vocab_size": 49409}, SMALL_IMAGE
+    if vision_class is SiglipForImageClassification:
+        text = image = {"vision_config": image, "text_config": text}
+    vision, language = vision_class(vision_class.config_class(**image)), text_class(text_class.config_class(**text))
+    given: list = [vision, language]
+    if not is_loaded:
+        given = [str(tmp_path / "vision"), str(tmp_path / "text")]
+        for each, folder in zip((vision, language), given, strict=True):
+            each.save_pretrained(folder)
+    model = FDTModel.from_vision_text_pretrained(*given, codebook_size=16)
+    for tower, source in ((model.vision_tower, vision), (model.text_tower, language)):
+        base = next(module for module in source.modules() if type(module) is type(tower))
+        state = base.state_dict()
+        assert state.keys() <= tower.state_dict().keys()
+        assert all(torch.equal(tower.state_dict()[name], tensor) for name, tensor in state.items())
     model(**inputs)
+
+
+def test_a_loaded_model_that_holds_no_tower_is_refused():
+    vision, text = ViTModel(ViTConfig(**SMALL_IMAGE)), BertModel(BertConfig(**SMALL))
+    decoder = BartForCausalLM(BartConfig(d_model=32, decoder_layers=1, encoder_layers=1, vocab_size=99))
+    with pytest.raises(ValueError, match="`text_model` must be or hold a BartModel, got a BartForCausalLM"):
+        FDTModel.from_vision_text_pretrained(vision, decoder)
+    with pytest.raises(ValueError, match="BertModel does not take `pixel_values`"):
+        FDTModel.from_vision_text_pretrained(text, text)
+    with pytest.raises(ValueError, match=r"\['vision_revision'\] say how .* `vision_model` is a loaded ViTModel"):
+        FDTModel.from_vision_text_pretrained(vision, text, vision_revision="main")
 
 
 def test_a_tower_checkpoint_without_its_weights_is_refused(tmp_path):
