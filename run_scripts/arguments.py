@@ -6,10 +6,11 @@ This module is light: a command imports it, tells its help and refuses wrong arg
 
 import json
 import logging
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -189,35 +190,36 @@ def parse_arguments(
         _Parser([*early, *(group.preview for group in late)], config, prog=prog, epilog=notes).parse_args(["--help"])
     parser = _Parser(early, config, prog=prog)
     namespace, rest = parser.parse_known_args(flags)
-    known, given = set(parser.own_defaults), parser.changes(namespace)
+    known = set(parser.known)
     objects = {group: parser.build(group, namespace) for group in early}
     if late:
         classes = {group: group.load() for group in late}
         parser = _Parser(list(classes.values()), config, prog=prog)
         namespace = parser.parse_args(rest)
-        known, given = known | set(parser.own_defaults), given | parser.changes(namespace)
+        known |= parser.known
         objects |= {group: parser.build(cls, namespace) for group, cls in classes.items()}
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f"{', '.join(map(str, files))} has {unknown}, which are no arguments of this command")
-    if files:
-        logger.info("arguments: %s", json.dumps(given, indent=2, default=str))
-    return tuple(objects[group] for group in argument_classes)
+    arguments = tuple(objects[group] for group in argument_classes)
+    if files and os.environ.get("RANK", "0") == "0":  # of several processes the first
+        logger.info("arguments: %s", json.dumps(resolve_config(*arguments), indent=2, default=str))
+    return arguments
 
 
 class _Parser(HfArgumentParser):
     """A parser of dataclasses with the defaults of a config. A flag of an object changes the members that it names."""
 
     def __init__(self, argument_classes: list[type], config: dict[str, Any], **kwargs):
-        self.config, self.own_defaults = config, {}
+        self.config, self.known = config, set()
         super().__init__(argument_classes, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *names: str, **options: Any):
         name = names[0].removeprefix("--")
         if names[0] != "-h":
-            self.own_defaults.setdefault(name.removeprefix("no_"), options.get("default"))
+            self.known.add(name.removeprefix("no_"))
         value = self.config.get(name)
         if isinstance(value, dict) or options.get("type") is dict:
             options["type"] = lambda text: merge(value or {}, _parse_flag(name, text))
@@ -233,10 +235,6 @@ class _Parser(HfArgumentParser):
         self.exit(
             2, f"error: {message}; `{self.prog} --help` lists the flags\n"
         )  # without argparse's list of them all
-
-    def changes(self, namespace: Any) -> dict[str, Any]:
-        """What differs from the classes' own defaults."""
-        return {name: value for name, value in vars(namespace).items() if value != self.own_defaults.get(name)}
 
     def build(self, argument_class: type, namespace: Any) -> Any:
         """An object of one class."""
@@ -297,11 +295,13 @@ def merge(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_config(*arguments: Any) -> dict[str, Any]:
-    """All arguments of a run by name, as JSON: for its record, which is a config that runs it again."""
+    """The arguments of a run that differ from the defaults, by name: a config that starts it again, without tokens."""
     config = {}
     for part in arguments:
-        config |= part.to_dict() if hasattr(part, "to_dict") else asdict(part)
-    return config
+        values = part.to_dict() if hasattr(part, "to_dict") else asdict(part)
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(part)}
+        config |= {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: value for name, value in config.items() if not name.endswith("_token")}
 
 
 def parse_json(name: str, value: dict | str | None) -> dict | None:

@@ -3,7 +3,7 @@
 
     python -m run_scripts.prepare_synthetic_pairs
 
-The smoke configs of `run_scripts/configs` read them.
+`run_scripts/configs/smoke.json` reads them.
 """
 
 import io

@@ -98,10 +98,12 @@ def test_refusals_are_one_line(argv, status, message, capsys):
 def test_the_record_of_a_run_is_a_config_that_runs_it_again(tmp_path):
     argv = ["--model", "base", "--task", "contrastive", "--dataset", "data", "--validation_share", "0.2"]
     argv += ["--augmentation", '{"RandomHorizontalFlip": {"p": 0.5}}', "--use_cpu", "--output_dir", str(tmp_path)]
-    first = parse_arguments(FINE_TUNING, [*argv, "--learning_rate", "0.25", "--lr_scheduler_type", "cosine"])
-    record = write(tmp_path / "run.json", resolve_config(*first))
-    again = parse_arguments(FINE_TUNING, [record])
-    assert first[:2] == again[:2] and first[2].to_dict() == again[2].to_dict()
+    argv += ["--learning_rate", "0.25", "--lr_scheduler_type", "cosine", "--hub_token", "secret"]
+    first = parse_arguments(FINE_TUNING, argv)
+    config = resolve_config(*first)
+    assert config["learning_rate"] == 0.25 and "weight_decay" not in config and "hub_token" not in config
+    again = parse_arguments(FINE_TUNING, [write(tmp_path / "arguments.json", config)])
+    assert first[:2] == again[:2] and first[2].to_dict() == again[2].to_dict()  # which hides tokens
 
 
 def test_merge_is_that_of_json_merge_patches():

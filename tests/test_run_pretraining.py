@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from concurrent.futures import Future
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from transformers import AutoModel, AutoProcessor, CLIPModel
 
 import run_scripts
 from modeling_fdt import FDTConfig, FDTImageProcessor
-from run_scripts.arguments import parse_arguments
+from run_scripts.arguments import merge, parse_arguments, read_config
 from run_scripts.data import pairs as training_data
 from run_scripts.data.augmentation import Augmentation
 from run_scripts.data.batches import ContrastiveCollator, DistinctBatchSampler
@@ -112,6 +113,28 @@ def test_a_run_ends_in_a_model_that_the_auto_classes_load(trained):
     with torch.no_grad():
         logits = model(**inputs).logits_per_image
         assert torch.equal(logits, trainer.model.eval()(**inputs).logits_per_image)
+
+
+def test_a_run_leaves_a_config_that_starts_it_again(trained):
+    trainer, tmp_path = trained
+    model, data, training = parse_arguments(PRETRAINING, [str(tmp_path / "output" / "arguments.json")])
+    assert (model.model_config["vision_config"], data.augmentation) == (RESNET, AUGMENTATION)
+    assert training.to_dict() == trainer.args.to_dict()
+
+
+def test_only_what_decides_the_outcome_must_be_the_same_on_resume(tmp_path):
+    run = tiny_run(tmp_path, max_steps=1, save_strategy="steps")
+    train(*parse(tmp_path, run))
+    run |= {"resume_from_checkpoint": "true", "dataset": str(tmp_path / "data")}
+    for changes, message in (
+        ({"augmentation": {"Resize": {"size": [32, 32]}}}, "augmentation.RandomHorizontalFlip.p is not given"),
+        ({"caption_column": "caption"}, "caption_column is not given and was 'captions'"),
+        ({"model_config": {**run["model_config"], "codebook_size": 64}}, "model.codebook_size is 64 and was 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(*parse(tmp_path, run | changes))
+    free = {"max_broken_fraction": 0.5, "augment_on_device": True, "per_device_train_batch_size": 4}
+    train(*parse(tmp_path, run | free | {"gradient_accumulation_steps": 2, "logging_steps": 2}))
 
 
 def test_training_lowers_the_loss_and_continues_from_a_checkpoint(trained):
@@ -230,29 +253,25 @@ def test_a_run_pushes_its_model_and_card(tmp_path, monkeypatch):
 # The configs
 
 
-def read_config(name: str) -> dict:
-    return json.loads((CONFIGS / f"{name}.json").read_text())
+LARGE_CONFIGS = ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"]
 
 
-@pytest.mark.parametrize("name", ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"])
-def test_a_smoke_config_differs_in_size_alone(name):
-    full, smoke = read_config(name), read_config(f"{name}_smoke")
+def read(*names: str) -> dict:
+    """Config files of the repository, the later over the earlier."""
+    return reduce(merge, [read_config(CONFIGS / f"{name}.json") for name in names])
+
+
+@pytest.mark.parametrize("name", LARGE_CONFIGS)
+def test_a_smoke_run_differs_in_size_alone(name):
+    full, smoke = read(name), read(name, "smoke")
     differing = {key for key in full.keys() | smoke.keys() if full.get(key) != smoke.get(key)}
     assert differing == {
         *("model_config", "image_processor_config", "dataset", "augmentation", "output_dir", "max_steps"),
-        *("per_device_train_batch_size", "warmup_steps", "dataloader_num_workers", "logging_steps", "save_steps"),
+        *("per_device_train_batch_size", "warmup_steps", "dataloader_num_workers", "logging_steps", "save_strategy"),
         *("bf16", "use_cpu"),
     }
-    sizes = {
-        "vision_config",
-        "text_config",
-        "projection_dim",
-        "codebook_size",
-        "codebook_dim",
-        "grounding_temperature",
-    }
-    for key in (full["model_config"].keys() | smoke["model_config"].keys()) - sizes:
-        assert full["model_config"][key] == smoke["model_config"][key]
+    towers = {"vision_config", "text_config"}
+    assert {k: v for k, v in smoke["model_config"].items() if k not in towers} == full["model_config"]
     assert list(full["augmentation"]) == list(smoke["augmentation"])
     for step, arguments in full["augmentation"].items():
         in_pixels = {"size", "kernel_size"}
@@ -261,8 +280,18 @@ def test_a_smoke_config_differs_in_size_alone(name):
         }
 
 
+def test_configs_of_other_data_and_of_clip_say_what_differs():
+    full = read("cc3m_vit_b32")
+    assert {key for key, value in read("yfcc15m_vit_b32").items() if value != full[key]} == {
+        *("dataset", "output_dir", "max_steps", "per_device_train_batch_size"),
+    }
+    clip = read("cc3m_clip_vit_b32")
+    assert {key for key, value in clip.items() if value != full[key]} == {"model_config", "output_dir"}
+    assert clip["model_config"] == {"model_type": "clip", "projection_dim": 512, "freeze_patch_embedding": True}
+
+
 def test_the_recipe_is_the_originals(tmp_path):
-    model, data, training = parse(tmp_path, read_config("cc3m_vit_b32") | {"use_cpu": True})
+    model, data, training = parse(tmp_path, read("cc3m_vit_b32") | {"use_cpu": True})
     config = FDTConfig(**model.model_config)
     assert (config.codebook_size, config.codebook_dim, config.grounding_temperature) == (16384, 512, 1000)
     assert (config.grounding_activation, config.token_pooling) == ("sparsemax", "max")
@@ -292,18 +321,19 @@ def test_the_recipe_is_the_originals(tmp_path):
     assert rate(2499 + (86_560 - 2500) // 2) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"])
-def test_smoke_configs_run(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", LARGE_CONFIGS)
+def test_smoke_runs_train(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare_synthetic_pairs(SyntheticPairsArguments())
-    run = read_config(f"{name}_smoke") | {"max_steps": 4, "logging_steps": 1}
-    losses = losses_of(train(*parse(tmp_path, run)))
+    argv = [f"run_scripts/configs/{name}.json", "run_scripts/configs/smoke.json"]  # as the docs say
+    arguments = parse_arguments(PRETRAINING, [*argv, "--max_steps", "4", "--logging_steps", "1"])
+    losses = losses_of(train(*arguments))
     assert len(losses) == 4 and all(map(math.isfinite, losses))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in [*CONFIGS.glob("*vit_b32*"), *CONFIGS.glob("emoji*")]))
 def test_every_config_is_understood(name, tmp_path):
-    model, data, training = parse(tmp_path, read_config(name) | {"use_cpu": True})
+    model, data, training = parse(tmp_path, read(name) | {"use_cpu": True})
     assert training.output_dir == f"outputs/{name}"
     fields = dict(model.model_config)
     if fields.pop("model_type", "fdt") == "fdt":

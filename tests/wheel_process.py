@@ -10,7 +10,9 @@ from pathlib import Path
 
 
 CHECKPOINT, CONFIG = sys.argv[1:]
-MODEL = "outputs/cc3m_vit_b32_smoke"
+MODEL = "outputs/smoke"
+CONFIGS = "run_scripts/configs/cc3m_vit_b32.json run_scripts/configs/smoke.json"
+SMALLER = '--max_steps 4 --model_config {"codebook_size":128,"codebook_dim":32,"grounding_temperature":100}'
 
 
 def run(command: str) -> None:
@@ -22,7 +24,7 @@ def run(command: str) -> None:
 if __name__ == "__main__":
     sys.path[0] = ""  # as `python -m` has it: not the folder of this script
     run("run_scripts.prepare_synthetic_pairs")
-    run("run_scripts.run_pretraining run_scripts/configs/cc3m_vit_b32_smoke.json")
+    run(f"run_scripts.run_pretraining {CONFIGS} {SMALLER}")
 
     from datasets import Dataset, DatasetDict
     from PIL import Image

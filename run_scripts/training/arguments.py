@@ -2,8 +2,8 @@
 """Arguments of pretraining, fine-tuning and studies; light, so that help and refusals come at once."""
 
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from run_scripts.arguments import DataArguments, LateArguments, TrainingDataArguments, parse_json
 
@@ -95,12 +95,6 @@ class FineTuningDataArguments(TrainingDataArguments):
             raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share}")
         if self.validation_split == self.split:
             raise ValueError(f"validation_split must not be split, got {self.split!r} for both")
-
-
-def describe_data(arguments: TrainingDataArguments) -> dict[str, Any]:
-    """The fields that decide what a run trains on; a run that is resumed must have the same."""
-    free = ("validation_split", "validation_dataset", "max_broken_fraction", "augment_on_device")
-    return {name: value for name, value in asdict(arguments).items() if name not in free}
 
 
 @dataclass

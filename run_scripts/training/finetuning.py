@@ -3,7 +3,7 @@
 
 import json
 import logging
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
+from run_scripts.arguments import resolve_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.decoding import decode_rows
 from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
@@ -31,7 +32,6 @@ from run_scripts.training.arguments import (
     FDTTrainingOptions,
     FineTuningArguments,
     FineTuningDataArguments,
-    describe_data,
 )
 from run_scripts.training.reproducible import ReproducibleTrainer
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
@@ -326,12 +326,8 @@ def build_trainer(
         parts["model"] = add_lora(parts["model"], arguments.lora_rank, target_modules)
     keep_statistics_of_frozen_norms(parts["model"])
     trainer_class = ReproducibleTrainer if is_classifier else FDTTrainer
-    free = ("model", "merge_lora")
-    recipe = {
-        "data": describe_data(data_arguments),
-        "fine_tuning": {name: value for name, value in asdict(arguments).items() if name not in free},
-    }
-    return trainer_class(**parts, args=training_arguments, processing_class=processor, recipe=recipe)
+    run_config = resolve_config(arguments, data_arguments, training_arguments)
+    return trainer_class(**parts, args=training_arguments, processing_class=processor, run_config=run_config)
 
 
 def format_results(results: dict[str, dict[str, float]], num_rows: int) -> str:

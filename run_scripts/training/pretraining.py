@@ -5,7 +5,6 @@ import logging
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.data_loader import IterableDatasetShard
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor, CLIPModel, ProcessorMixin, s
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.towers_fdt import get_context_length
-from run_scripts.arguments import DataArguments
+from run_scripts.arguments import DataArguments, resolve_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.pairs import (
     PairDataset,
@@ -23,7 +22,7 @@ from run_scripts.data.pairs import (
     load_train_dataset,
 )
 from run_scripts.data.scenes import SceneDataset
-from run_scripts.training.arguments import ModelArguments, describe_data
+from run_scripts.training.arguments import ModelArguments
 from run_scripts.training.baselines import build_clip
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
@@ -125,19 +124,6 @@ def check_size(dataset: PairDataset | PairStream | SceneDataset, training_argume
         )
 
 
-def describe_recipe(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: FDTTrainingArguments
-) -> dict[str, Any]:
-    """What a resumed run must have in common with its checkpoint, beside the model and its training arguments."""
-    recipe = {
-        "data": describe_data(data_arguments),
-        "image_processor_config": model_arguments.image_processor_config,
-    }
-    if data_arguments.is_stream:  # whose order depends on who reads it
-        recipe["data"]["readers"] = [training_arguments.world_size, training_arguments.dataloader_num_workers]
-    return recipe
-
-
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: FDTTrainingArguments
 ) -> PretrainingTrainer:
@@ -169,7 +155,7 @@ def train(
         train_dataset=train_dataset,
         processing_class=processor,
         distinct_column=data_arguments.distinct_column,
-        recipe=describe_recipe(model_arguments, data_arguments, training_arguments),
+        run_config=resolve_config(model_arguments, data_arguments, training_arguments),
         **evaluation,
     )
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)

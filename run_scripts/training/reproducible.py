@@ -4,7 +4,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -23,17 +23,26 @@ from run_scripts.training.pushing import PushesModelFiles
 logger = logging.getLogger(__name__)
 
 
-# In a checkpoint, beside Trainer's own files: what a run that resumes it must have in common with its own.
+# In `output_dir`: the arguments of the run, a config that starts it again.
+ARGUMENTS_NAME = "arguments.json"
+
+# In a checkpoint, beside Trainer's own files: what decides the outcome of the run, and so of one that resumes it.
 RECIPE_NAME = "recipe.json"
 
-# Of transformers' TrainingArguments.
-RECIPE_ARGUMENTS = (
+# Of transformers' TrainingArguments these are part of the recipe ...
+_DECISIVE_ARGUMENTS = (
     *("seed", "data_seed", "train_sampling_strategy", "max_steps", "num_train_epochs"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("bf16", "fp16", "label_smoothing_factor"),
 )
 
+
+# ... and of all other arguments those that are not here. The model stands in the recipe with all of its configuration.
+_FREE_ARGUMENTS = (
+    *("model", "model_config", "merge_lora", "augment_on_device"),
+    *("validation_split", "validation_dataset", "max_broken_fraction"),
+)
 
 # Fields of a configuration that say nothing about the function that a model computes.
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
@@ -45,19 +54,23 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
 
     Args:
         eval_collator: as `data_collator`, for evaluation; by default the same.
-        recipe: what decides the outcome beside the model and its training arguments, by name, as JSON can hold it; a
-            resumed run must have the same.
+        run_config: the arguments by which the run was started, as [`resolve_config`] gives them. They are saved in
+            `output_dir`, and those that decide the outcome must be the same when the run is resumed.
 
     Raises:
         ValueError: the processes were not started as one run, or one process has several GPUs.
     """
 
     def __init__(
-        self, *args, eval_collator: Callable[[list], Any] | None = None, recipe: dict[str, Any] | None = None, **kwargs
+        self,
+        *args,
+        eval_collator: Callable[[list], Any] | None = None,
+        run_config: dict[str, Any] | None = None,
+        **kwargs,
     ):
         super().__init__(*args, **kwargs)
         check_launch(self.args)
-        self.own_recipe = recipe or {}
+        self.run_config = run_config
         self.eval_collator = ReproducibleCollator(eval_collator or self.data_collator, self.args.seed)
         self.data_collator = ReproducibleCollator(self.data_collator, self.args.seed)
         self.add_callback(EpochTeller(self))
@@ -102,6 +115,11 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
         self.recipe = self.describe_recipe()
         if checkpoint is not None:
             self._check_recipe(checkpoint)
+        if self.run_config is not None and self.is_world_process_zero():
+            path = Path(self.args.output_dir, ARGUMENTS_NAME)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.run_config, indent=2) + "\n", encoding="utf-8")
+            logger.info("The arguments of this run are in %s.", path)
         self.begin_run(checkpoint)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -136,14 +154,16 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
         return checkpoint
 
     def describe_recipe(self) -> dict[str, Any]:
-        """What decides the outcome of the run, by name: model, data, arguments."""
+        """What decides the outcome of the run, by name: arguments, model, data."""
         arguments = self.args.to_dict()
         standard = {field.name for field in fields(TrainingArguments)}
-        names = [*RECIPE_ARGUMENTS, *(field.name for field in fields(self.args) if field.name not in standard)]
+        added = {field.name for field in fields(self.args)} - standard
+        others = {*(self.run_config or {})} - standard - added - {*_FREE_ARGUMENTS}
         model = self.accelerator.unwrap_model(self.model)
         config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
         recipe = {
-            **{name: arguments[name] for name in names},
+            **{name: arguments[name] for name in (*_DECISIVE_ARGUMENTS, *added)},
+            **{name: self.run_config[name] for name in others},
             "batch_size": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "model": {
                 "class": type(model).__name__,
@@ -151,10 +171,12 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
                 "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 **config,
             },
-            "num_rows": len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
-            **self.own_recipe,
         }
-        return json.loads(json.dumps(_flatten(recipe)))
+        if isinstance(self.train_dataset, IterableDataset):  # whose order depends on who reads it
+            recipe["readers"] = [self.args.world_size, self.args.dataloader_num_workers]
+        else:
+            recipe["num_rows"] = len(self.train_dataset)
+        return json.loads(json.dumps(_flatten(recipe), sort_keys=True))
 
     def _check_recipe(self, checkpoint: str) -> None:
         path = Path(checkpoint) / RECIPE_NAME
@@ -162,10 +184,10 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
             raise ValueError(f"{checkpoint} was not written by {type(self).__name__}: it has no {RECIPE_NAME}")
         other = json.loads(path.read_text())
         # Where data are not skipped, a resumed run may read them in another order.
-        free = ("data_seed", "data.readers") if self.args.ignore_data_skip else ()
+        free = ("data_seed", "readers") if self.args.ignore_data_skip else ()
         names = sorted({*self.recipe, *other} - {*free})
         differences = [
-            f"{name} is {self.recipe.get(name)!r} and was {other.get(name)!r}"
+            f"{name} is {_tell(self.recipe, name)} and was {_tell(other, name)}"
             for name in names
             if self.recipe.get(name) != other.get(name)
         ]
@@ -244,6 +266,10 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _tell(recipe: dict[str, Any], name: str) -> str:
+    return repr(recipe[name]) if name in recipe else "not given"
 
 
 def is_complete(checkpoint: str | Path) -> bool:
