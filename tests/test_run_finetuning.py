@@ -163,6 +163,23 @@ def test_saved_classifier_runs_in_pipeline(folder, tmp_path):
         build_trainer(*parse(run))
 
 
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["all", "lora"])
+def test_classification_of_images_of_any_size_resumes(folder, tmp_path, changes):
+    shutil.copytree(folder / "classes", tmp_path / "classes")
+    for path in (tmp_path / "classes" / "train").glob("*/0.png"):
+        Image.open(path).resize((50, 38)).save(path)
+    changes = {**changes, "dataset": str(tmp_path / "classes"), "logging_steps": 1, "save_strategy": "steps"}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run_of(folder, tmp_path / "out", "classification", **changes)))
+    argv = [str(path), "--max_steps", "4", "--save_steps", "2"]
+    argv += ["--augmentation", '{"RandomHorizontalFlip": {"p": 0.5}}']  # as docs/finetuning.md says
+    whole = finetune(*parse_arguments(FINE_TUNING, argv))
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    resumed = finetune(*parse_arguments(FINE_TUNING, [*argv, "--resume_from_checkpoint", "true"]))
+    losses, again = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed))
+    assert len(losses) == 4 and losses == again
+
+
 def test_zero_shot_start_is_the_zero_shot_classifier(folder, tmp_path):
     run = run_of(folder, tmp_path / "out", "classification", zero_shot_template="a {} picture")
     trainer = build_trainer(*parse(run))

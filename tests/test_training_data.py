@@ -448,8 +448,8 @@ def test_augmentation_on_the_device_equals_that_of_the_workers(tiny_processor):
     torch.manual_seed(0)
     collator = ContrastiveCollator(tiny_processor, "image", "caption", MOCO, augment_on_device=True)
     inputs = collator(rows)
-    assert inputs["pixel_values"].dtype == torch.uint8
-    assert torch.equal(collator.augmentation.vary(inputs["pixel_values"], inputs["augmentation_seed"]), expected)
+    assert inputs["pixel_values"][0].dtype == torch.uint8
+    assert torch.equal(collator.augmentation.vary(*inputs["pixel_values"]), expected)
 
 
 @pytest.mark.parametrize(
@@ -467,9 +467,17 @@ def test_bad_augmentation_is_refused(tiny_processor, augmentation, message):
         Augmentation(augmentation, tiny_processor.image_processor)
 
 
-def test_pictures_that_stay_of_several_sizes_are_refused(tiny_processor):
-    collator = ContrastiveCollator(tiny_processor, "image", "caption", {"RandomHorizontalFlip": {}})
-    with pytest.raises(ValueError, match="must begin with RandomResizedCrop"):
+def test_without_a_size_images_are_resized_and_cropped_as_in_evaluation(tiny_processor):
+    rows = noise((40, 50), (64, 33), (20, 20))
+    steps = {"RandomHorizontalFlip": {"p": 1.0}}
+    pixels = ContrastiveCollator(tiny_processor, "image", "caption", steps)(rows)["pixel_values"]
+    plain = tiny_processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, plain.flip(-1), rtol=0, atol=1e-6)  # as above
+
+
+def test_images_that_stay_of_several_sizes_are_refused(tiny_processor):
+    collator = ContrastiveCollator(tiny_processor, "image", "caption", {"Resize": {"size": [32, 32]}})
+    with pytest.raises(ValueError, match="must begin with RandomResizedCrop or name no size"):
         collator(noise((32, 32), (40, 40)))
 
 

@@ -10,10 +10,11 @@ from transformers import BaseImageProcessor
 
 
 class Augmentation:
-    """Cuts pictures to one size and varies them.
+    """Cuts images to one size and varies them.
 
-    A `RandomResizedCrop` that comes first is done picture by picture by PIL, which computes no pixel outside the crop
-    and takes pictures of any size. All other steps are kornia's and see the whole batch, on whatever device it is.
+    A `RandomResizedCrop` that comes first is done image by image by PIL, which computes no pixel outside the crop
+    and takes images of any size. Where no step names a size, the image processor resizes and crops before the first
+    step, as in evaluation. All other steps are kornia's and see the whole batch, on whatever device it is.
 
     Args:
         steps: classes of kornia.augmentation in their order, each with its arguments; they see RGB in [0, 1] and must
@@ -29,16 +30,20 @@ class Augmentation:
         self.image_processor = image_processor
         self.size = (image_processor.crop_size["height"], image_processor.crop_size["width"])
         self.crop = None
+        self.has_size = any("size" in arguments for arguments in steps.values())
         if next(iter(steps), None) == "RandomResizedCrop":
             self.crop = _build("RandomResizedCrop", RandomResizedCrop, steps.pop("RandomResizedCrop"))
         self.steps = build_kornia_steps(steps)
 
     def cut(self, images: list[Image.Image], seed: int) -> torch.Tensor:
-        """Pictures as bytes of shape (batch_size, 3, height, width), cropped if that comes first.
+        """Images as bytes of shape (batch_size, 3, height, width), as they are before the steps of kornia.
 
         Raises:
-            ValueError: nothing brings pictures of several sizes to one.
+            ValueError: nothing brings images of several sizes to one.
         """
+        if not self.has_size:
+            options = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+            return self.image_processor(images, **options)["pixel_values"]
         images = [self._to_rgb(image) for image in images]
         if self.crop is not None:
             random = np.random.default_rng(seed)
@@ -46,7 +51,8 @@ class Augmentation:
         sizes = {image.size for image in images}
         if len(sizes) > 1:
             raise ValueError(
-                f"augmentation must begin with RandomResizedCrop, as pictures differ in size: {sorted(sizes)[:3]}, ..."
+                f"augmentation must begin with RandomResizedCrop or name no size, as images differ in size: "
+                f"{sorted(sizes)[:3]}, ..."
             )
         return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 

@@ -92,8 +92,8 @@ class ContrastiveCollator:
         processor: gives the pictures' size, mean and standard deviation, and tokenises.
         image_column, caption_column: names in the rows.
         augmentation: the steps of [`Augmentation`]. Without it the pictures are processed as in evaluation.
-        augment_on_device: leave all but the crop to the trainer: `pixel_values` are then bytes, and
-            `augmentation_seed` comes with them.
+        augment_on_device: leave all but the cut to the trainer: `pixel_values` are then the arguments of
+            [`Augmentation.vary`], images as bytes and a seed.
 
     Returns (when called):
         `pixel_values` of shape (batch_size, 3, height, width), and `input_ids` and `attention_mask` of shape
@@ -119,22 +119,14 @@ class ContrastiveCollator:
         if self.augmentation is None:
             return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
         inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
-        if self.augment_on_device:
-            seed = draw_seed()
-            inputs["pixel_values"], inputs["augmentation_seed"] = self.augmentation.cut(images, seed), seed
-        else:
-            inputs["pixel_values"] = self.augment(images)
+        inputs["pixel_values"] = self.augment(images)
         return inputs
 
-    def augment(self, images: list[Image.Image]) -> torch.Tensor:
-        """Pictures cropped, varied and normalised: (batch_size, 3, height, width)."""
-        seed = draw_seed()
-        return self.augmentation.vary(self.augmentation.cut(images, seed), seed)
-
-
-def draw_seed() -> int:
-    """A number drawn by torch's generator."""
-    return int(torch.randint(2**62, ()))
+    def augment(self, images: list[Image.Image]) -> torch.Tensor | tuple[torch.Tensor, int]:
+        """Images cut, varied and normalised, (batch_size, 3, height, width), or what is needed to vary them later."""
+        seed = int(torch.randint(2**62, ()))
+        pixels = self.augmentation.cut(images, seed)
+        return (pixels, seed) if self.augment_on_device else self.augmentation.vary(pixels, seed)
 
 
 class ReproducibleCollator:

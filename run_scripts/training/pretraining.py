@@ -48,8 +48,8 @@ class PretrainingTrainer(FDTTrainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
-        if "augmentation_seed" in inputs:
-            inputs["pixel_values"] = self.augmentation.vary(inputs["pixel_values"], inputs.pop("augmentation_seed"))
+        if isinstance(inputs["pixel_values"], tuple):  # of a collator that leaves it to the device
+            inputs["pixel_values"] = self.augmentation.vary(*inputs["pixel_values"])
         return inputs
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
