@@ -363,7 +363,7 @@ def test_flags_and_json_give_the_same_arguments(tmp_path):
         ({"model_config": "{broken"}, "model_config must be a JSON object"),
         ({"augmentation": []}, "augmentation must be a JSON object"),
         ({"augmentation": {"RandomHorizontalFlipp": {}}}, "RandomHorizontalFlipp"),
-        ({"augmentation": {"RandomHorizontalFlip": {}}}, "must end in pictures of"),
+        ({"augmentation": {"RandomCrop": {"size": [24, 24]}}}, "must end in images of"),
         ({"model_config": {"vision_config": {"hiden_size": 8}}}, "hiden_size"),
         ({"model_config": {"model_type": "clop"}}, "model_type 'clop', it must be one of"),
         ({"model_config": {"model_type": "clip", "codebook_size": 8}}, "no field .'codebook_size'."),

@@ -60,14 +60,14 @@ class Augmentation:
         """What `cut` gave, on any device, varied and normalised: (batch_size, 3, height, width) floats.
 
         Raises:
-            ValueError: the pictures do not end in the image processor's crop size.
+            ValueError: the images do not end in the image processor's crop size.
         """
         # kornia draws on the CPU, so the same seed varies a batch in the same way on every device.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             pixels = self.steps(pixels.float() / 255)
         if tuple(pixels.shape[2:]) != self.size:
-            raise ValueError(f"augmentation must end in pictures of {self.size}, got {tuple(pixels.shape[2:])}")
+            raise ValueError(f"augmentation must end in images of {self.size}, got {tuple(pixels.shape[2:])}")
         statistics = (self.image_processor.image_mean, self.image_processor.image_std)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in statistics)
         return (pixels - mean) / std
