@@ -266,12 +266,12 @@ def resample_heat_maps(
     scores: torch.Tensor, box: tuple[float, float, float, float], image_size: tuple[int, int]
 ) -> torch.Tensor:
     r"""
-    Scores at patches as maps over the pixels of the original picture, bilinear between the patches' centres.
+    Scores at patches as maps over the pixels of the original image, bilinear between the patches' centres.
 
     Args:
         scores (`torch.Tensor` of shape `(num_codes, grid_height, grid_width)`): scores at patches.
-        box (`tuple` of 4 `float`): what the grid covers: left, top, right, bottom in pixels of the picture.
-        image_size (`tuple[int, int]`): height and width of the picture.
+        box (`tuple` of 4 `float`): what the grid covers: left, top, right, bottom in pixels of the image.
+        image_size (`tuple[int, int]`): height and width of the image.
 
     Returns:
         `torch.Tensor` of shape `(num_codes, height, width)`; NaN outside the box, where the model sees nothing.

@@ -18,12 +18,12 @@ from transformers.image_utils import (
 
 class FDTImageProcessor(PilBackend):
     r"""
-    Turns pictures into normalised pixels as the original's evaluation does: the short side to 256 by bilinear
+    Turns images into normalised pixels as the original's evaluation does: the short side to 256 by bilinear
     interpolation, the central 224 x 224, ImageNet's mean and standard deviation. It needs PIL alone, and equals
     torchvision's `Resize(256)`, `CenterCrop(224)`, `ToTensor`, `Normalize` on PIL images.
 
-    Pictures of any mode are accepted: an EXIF orientation is applied, transparency is laid on white, palettes and CMYK
-    become RGB, and 16-bit grey is scaled to 8 bits. A picture smaller than the crop is resized up, or, with
+    Images of any mode are accepted: an EXIF orientation is applied, transparency is laid on white, palettes and CMYK
+    become RGB, and 16-bit grey is scaled to 8 bits. An image smaller than the crop is resized up, or, with
     `do_resize=False`, padded with black as torchvision does. Arrays have 1, 3 or 4 channels; of floating-point arrays
     pass `do_rescale=False` if they lie in [0, 1] already.
 
@@ -37,7 +37,7 @@ class FDTImageProcessor(PilBackend):
         `BatchFeature` with `pixel_values` of shape `(batch_size, 3, height, width)`.
 
     Raises:
-        ValueError: a picture cannot be decoded, has a mode or number of channels that cannot become RGB, or holds
+        ValueError: an image cannot be decoded, has a mode or number of channels that cannot become RGB, or holds
             values that are not finite.
         TypeError: an option has an unknown name. A file that `save_pretrained` wrote may carry further options, since
             another release may have written it.
@@ -68,7 +68,7 @@ class FDTImageProcessor(PilBackend):
         super().__init__(**kwargs)
 
     def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs) -> np.ndarray:
-        """One picture as an array of shape (channels, height, width)."""
+        """One image as an array of shape (channels, height, width)."""
         if isinstance(image, Image.Image):
             image = _upright_8_bit(image)
             if do_convert_rgb and image.has_transparency_data:  # not all releases of transformers lay it on white
@@ -93,7 +93,9 @@ class FDTImageProcessor(PilBackend):
         crop_size: SizeDict,
         **kwargs,
     ) -> BatchFeature:
-        # transformers resizes all of an image before it crops: one of 1 x 4,000 pixels to 256 x 1,024,000.
+        # transformers resizes all of an image before it crops: one of 1 x 4,000 pixels to 256 x 1,024,000. It has no
+        # public place that knows both sizes; this hook is the one of its own image processors, and
+        # test_of_a_very_long_image_only_the_seen_part_is_resized fails if it is not called.
         if do_resize and do_center_crop:
             images = [
                 self.center_crop(
@@ -111,7 +113,7 @@ class FDTImageProcessor(PilBackend):
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """The central part; torchvision rounds its corner half to even where transformers rounds it down."""
         height, width = image.shape[1:]
-        # A picture smaller than the crop is padded with black, the odd pixel at the bottom and right.
+        # An image smaller than the crop is padded with black, the odd pixel at the bottom and right.
         missing_height, missing_width = max(size.height - height, 0), max(size.width - width, 0)
         top, left = missing_height // 2, missing_width // 2
         image = np.pad(image, ((0, 0), (top, missing_height - top), (left, missing_width - left)))

@@ -1,10 +1,12 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of FDT models: pictures and captions to model inputs, and explanations back to pictures and words."""
+"""Processor of FDT models: images and captions to model inputs, and explanations back to images and words."""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
@@ -20,7 +22,7 @@ class FDTProcessorKwargs(ProcessingKwargs, total=False):
 
 class FDTProcessor(ProcessorMixin):
     r"""
-    Turns pictures and captions into what [`FDTModel`] takes.
+    Turns images and captions into what [`FDTModel`] takes.
 
     Captions are padded to the longest of the batch and, as the original does, cut to the tokenizer's length keeping
     their start, their first tokens and the end token.
@@ -45,7 +47,7 @@ class FDTProcessor(ProcessorMixin):
     ) -> BatchFeature:
         r"""
         Args:
-            images (`PIL.Image.Image`, array, tensor, URL, path, or a list of them, *optional*): pictures.
+            images (`PIL.Image.Image`, array, tensor, URL, path, or a list of them, *optional*): images.
             text (`str` or `list[str]`, *optional*): captions.
             kwargs: options of the image processor and the tokenizer, e.g. `return_tensors="pt"`,
                 `padding="max_length"`. Padding to a multiple (`pad_to_multiple_of`) ends at the length that captions
@@ -56,7 +58,7 @@ class FDTProcessor(ProcessorMixin):
             `attention_mask` of shape `(num_captions, longest)`, as far as given.
 
         Raises:
-            ValueError: neither pictures nor captions are given, a list is empty, something is no string, or an option
+            ValueError: neither images nor captions are given, a list is empty, something is no string, or an option
                 has an unknown name.
         """
         if images is None and text is None:
@@ -106,26 +108,34 @@ class FDTProcessor(ProcessorMixin):
 
     def get_crop_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
         r"""
-        What part of a picture the model sees, after the image processor's resizing and central crop.
+        What part of an image the model sees, after the image processor's resizing and central crop.
 
         Args:
-            image_size (`tuple[int, int]`): height and width of the picture, in pixels.
+            image_size (`tuple[int, int]`): height and width of the image, in pixels.
 
         Returns:
-            Left, top, right and bottom in pixels of the picture; beyond its edges where it is padded.
+            Left, top, right and bottom in pixels of the image; beyond its edges where it is padded. Exact for
+            [`FDTImageProcessor`]; for another one it is measured, to about a 500th of the image's longer side.
+
+        Raises:
+            ValueError: the image processor does more than resize and crop.
         """
         options = self.image_processor
+        edges = {edge for edge, length in dict(getattr(options, "size", None) or {}).items() if length}
+        # By name: a folder with remote code brings its own copy of the class.
+        if type(options).__name__ != "FDTImageProcessor" or edges not in ({"shortest_edge"}, {"height", "width"}):
+            return _measure_crop_box(options, image_size)
         height, width = image_size
         resized: tuple[int, ...]
         if not options.do_resize:
             resized = (height, width)
-        elif options.size.get("shortest_edge"):
+        elif edges == {"shortest_edge"}:
             edge, short = options.size["shortest_edge"], min(height, width)
             resized = tuple(int(edge * side / short) for side in (height, width))
         else:
             resized = (options.size["height"], options.size["width"])
         crop = resized
-        if getattr(options, "do_center_crop", False):
+        if options.do_center_crop:
             crop = (options.crop_size["height"], options.crop_size["width"])
         top, left = round((resized[0] - crop[0]) / 2), round((resized[1] - crop[1]) / 2)
         scale_y, scale_x = height / resized[0], width / resized[1]
@@ -135,23 +145,23 @@ class FDTProcessor(ProcessorMixin):
         self, outputs: FDTExplanation, target_sizes: list[tuple[int, int]]
     ) -> list[dict[str, torch.Tensor]]:
         r"""
-        Lay the scores at patches over the original pictures.
+        Lay the scores at patches over the original images.
 
         Args:
             outputs ([`FDTExplanation`]): what [`FDTModel.explain`] returned.
-            target_sizes (`list[tuple[int, int]]`): height and width of every original picture.
+            target_sizes (`list[tuple[int, int]]`): height and width of every original image.
 
         Returns:
-            For every picture a `dict` of its codes with a weight above 0: `codes` and `weights` of shape
+            For every image a `dict` of its codes with a weight above 0: `codes` and `weights` of shape
             `(num_codes,)`, `heat_maps` of shape `(num_codes, height, width)` (NaN outside the crop that the model
             sees), and `boxes` of shape `(num_codes, 4)`: left, top, right, bottom of the patch with the highest score.
 
         Raises:
-            ValueError: there is not one size for each picture of the explanation.
+            ValueError: there is not one size for each image of the explanation.
         """
         if outputs.patch_scores is None or len(target_sizes) != len(outputs.patch_scores):
             num_images = 0 if outputs.patch_scores is None else len(outputs.patch_scores)
-            raise ValueError(f"`target_sizes` must be one for each of {num_images} pictures, got {target_sizes}.")
+            raise ValueError(f"`target_sizes` must be one for each of {num_images} images, got {target_sizes}.")
         results = []
         for row, image_size in enumerate(target_sizes):
             left, top, right, bottom = box = self.get_crop_box(image_size)
@@ -247,6 +257,50 @@ class FDTProcessor(ProcessorMixin):
             word_of_token.append(len(words) - 1)
             last = word_id
         return [self.tokenizer.decode(tokens) for tokens in words], spans, word_of_token
+
+
+def _measure_crop_box(image_processor: Any, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """
+    What part of an image any image processor leaves, whatever its options mean: red grows from the left to the right
+    of a test image and green from the top to the bottom, so the colours that come out tell where they were.
+    """
+    height, width = image_size
+    ramps = np.full((height, width, 3), 255, dtype=np.uint8)
+    ramps[..., 0] = np.linspace(0, 255, width).round()
+    ramps[..., 1] = np.linspace(0, 255, height).round()[:, None]
+    seen, *shades = (
+        np.asarray(image_processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"])
+        for pixels in (ramps, np.full((2, 2, 3), 0, dtype=np.uint8), np.full((2, 2, 3), 255, dtype=np.uint8))
+    )
+    spans: list[tuple[float, float] | None] = [None]
+    if seen.ndim == 4 and seen.shape[1] == 3:
+        # At the centre, for a test image may be padded.
+        black, white = (shade[0, :, shade.shape[2] // 2, shade.shape[3] // 2, None, None] for shade in shades)
+        red, green, blue = (seen[0] - black) / (white - black)
+        is_image = blue > 0.99  # and not padding
+        spans = [_find_span(red, is_image, width), _find_span(green.T, is_image.T, height)]
+    if None in spans:
+        name = type(image_processor).__name__
+        raise ValueError(f"{name} does more than resize and crop an image of {height} x {width} pixels.")
+    (left, right), (top, bottom) = spans  # type: ignore[misc]
+    return left, top, right, bottom
+
+
+def _find_span(ramp: np.ndarray, is_image: np.ndarray, length: int) -> tuple[float, float] | None:
+    """Where the columns of a ramp of that length, 0 to 1, begin and end; None unless they are equally far apart."""
+    counts = is_image.sum(axis=0)
+    profile = np.where(is_image, ramp, 0).sum(axis=0) / np.maximum(counts, 1)
+    # Resampling is no straight line at the edges.
+    columns = np.flatnonzero((counts > 0) & (profile > 0.1) & (profile < 0.9))
+    if len(columns) < 2:
+        return None
+    slope, offset = np.polyfit(columns, profile[columns], 1)
+    errors = profile[columns] - (offset + slope * columns)
+    # A ramp is rounded before and after it is resampled, and may be resampled to the nearest pixel.
+    if slope <= 0 or abs(errors).max() > 1.5 / 255 + 0.5 / (length - 1):
+        return None
+    start, end = (0.5 + (length - 1) * (offset + slope * edge) for edge in (-0.5, len(profile) - 0.5))
+    return float(start), float(end)
 
 
 # What is saved brings this code along.

@@ -2,11 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, Dinov2WithRegistersConfig, ResNetConfig, Swinv2Config
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
 from modeling_fdt.explanation_fdt import find_patch_grid, score_codes
@@ -265,6 +270,34 @@ def test_crop_box(tokenizer):
     assert box(100, 50, size={"height": 32, "width": 32}, do_center_crop=False) == [0, 0, 50, 100]
 
 
+@pytest.mark.parametrize(
+    ("image_processor", "size", "expected"),
+    [
+        (ConvNextImageProcessorPil(size={"shortest_edge": 224}, crop_pct=0.5), (600, 900), (300, 150, 600, 450)),
+        (ConvNextImageProcessorPil(size={"shortest_edge": 384}), (300, 700), (0, 0, 700, 300)),
+        (LevitImageProcessorPil(), (512, 256), (16, 144, 240, 368)),
+        (ViTImageProcessorPil(), (200, 1000), (0, 0, 1000, 200)),
+        (CLIPImageProcessorPil(), (448, 900), (226, 0, 674, 448)),
+        (CLIPImageProcessorPil(do_resize=False), (200, 400), (88, -12, 312, 212)),
+        (CLIPImageProcessorPil(), (12, 10), (0, 1, 10, 11)),
+        (CLIPImageProcessorPil(do_rescale=False, do_normalize=False), (300, 300), (0, 0, 300, 300)),
+        (FDTImageProcessor(size={"max_height": 256, "max_width": 256}), (200, 400), (25, -75, 375, 275)),
+    ],
+)
+def test_crop_box_of_other_image_processors(image_processor, size, expected, tokenizer):
+    box = FDTProcessor(image_processor, tokenizer).get_crop_box(size)
+    np.testing.assert_allclose(box, expected, atol=max(size) / 500)  # 8 bits tell no more than 255 places
+
+
+def test_an_image_processor_that_does_more_than_resize_and_crop_is_refused(tokenizer):
+    class Mirror(ViTImageProcessorPil):
+        def resize(self, image, size, resample=None, **kwargs):
+            return super().resize(abs(image.astype(int) - 128).astype("uint8"), size, resample, **kwargs)
+
+    with pytest.raises(ValueError, match="Mirror does more than resize and crop"):
+        FDTProcessor(Mirror(), tokenizer).get_crop_box((100, 100))
+
+
 def test_heat_map_lies_on_the_original_picture(tiny_processor):
     """A picture with one bright corner of the crop, and a model that scores brightness."""
     model = FDTModel(build_tiny_config()).eval()
@@ -281,7 +314,7 @@ def test_heat_map_lies_on_the_original_picture(tiny_processor):
     assert heat_map[:, 30:90].isfinite().all()
     assert heat_map[53, 36] == heat_map[:, 30:90].max() and heat_map[0, 89] == 0
     assert result["boxes"][0].tolist() == [30, 45, 45, 60]
-    with pytest.raises(ValueError, match="`target_sizes` must be one for each of 1 pictures"):
+    with pytest.raises(ValueError, match="`target_sizes` must be one for each of 1 images"):
         tiny_processor.post_process_image_explanation(explanation, [])
 
 
