@@ -78,7 +78,7 @@ labelled = [{"pixel_values": p, "labels": n % 2} for n, p in enumerate(pixel_val
 def plant(folder: str) -> None:
     """Files that lie beside a model and are nobody's business."""
     names = (".env", "optimizer.pt", "rng_state.pth", "extra.pkl", "private.py", "contact_sheet.png", "notes.json")
-    for name in (*names, "gallery/index.html", "gallery/config.json", "checkpoint-9/model.safetensors"):
+    for name in (*names, "gallery/index.html", "gallery/config.json", "old_checkpoint/model.safetensors"):
         Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
         Path(folder, name).write_bytes(b"stays behind")
 

@@ -103,7 +103,7 @@ def test_only_what_belongs_to_a_model_is_pushed(report, server, name):
 
 def test_what_stays_behind_is_listed(report):
     (line,) = (line for line in report["left_behind"] if "left behind" in line)
-    planted = (".env", "checkpoint-9/", "contact_sheet.png", "extra.pkl", "gallery/", "notes.json", "optimizer.pt")
+    planted = (".env", "contact_sheet.png", "extra.pkl", "gallery/", "notes.json", "old_checkpoint/", "optimizer.pt")
     assert line == f"left behind in folder: {', '.join(planted)}, private.py, rng_state.pth"
 
 
