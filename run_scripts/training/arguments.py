@@ -170,6 +170,13 @@ class FDTTrainingOptions:
     )
     temperature_decay_steps: int | None = field(default=None, metadata={"help": "See temperature_decay."})
     temperature_min: float | None = field(default=None, metadata={"help": "Floor of the decaying temperature."})
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Towers that do not train: vision_tower, text_tower or both; vision_tower[:-2] is all of it but "
+            "its last 2 layers."
+        },
+    )
     dead_code_steps: int = field(
         default=1000, metadata={"help": "A code is dead when no image or caption used it for so many steps."}
     )

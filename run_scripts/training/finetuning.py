@@ -33,6 +33,7 @@ from run_scripts.training.arguments import (
     FineTuningArguments,
     FineTuningDataArguments,
 )
+from run_scripts.training.freezing import keep_frozen_in_evaluation
 from run_scripts.training.reproducible import ReproducibleTrainer
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
@@ -178,18 +179,6 @@ def freeze_all_but_classifier(model: FDTForImageClassification) -> None:
         parameter.requires_grad_(name.startswith("classifier."))
 
 
-def keep_statistics_of_frozen_norms(model: nn.Module) -> None:
-    """Keep batch norms in evaluation mode whose weight is frozen: training would go on changing their statistics."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-            # Trainer puts the whole model into training mode at every step.
-            module.register_forward_pre_hook(_put_into_evaluation_mode)
-
-
-def _put_into_evaluation_mode(module: nn.Module, inputs: tuple) -> None:
-    module.eval()
-
-
 def add_lora(model: PreTrainedModel, rank: int, target_modules: list[str]) -> nn.Module:
     """Put LoRA adapters on the towers; of all other weights only those of a classifier stay trainable.
 
@@ -324,7 +313,7 @@ def build_trainer(
     elif arguments.train == "lora":
         target_modules = arguments.lora_target_modules or LORA_TARGET_MODULES
         parts["model"] = add_lora(parts["model"], arguments.lora_rank, target_modules)
-    keep_statistics_of_frozen_norms(parts["model"])
+    keep_frozen_in_evaluation(parts["model"])
     trainer_class = ReproducibleTrainer if is_classifier else FDTTrainer
     run_config = resolve_config(arguments, data_arguments, training_arguments)
     return trainer_class(**parts, args=training_arguments, processing_class=processor, run_config=run_config)

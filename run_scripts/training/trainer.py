@@ -24,6 +24,7 @@ from run_scripts.training.arguments import FDTTrainingOptions
 from run_scripts.training.cached_gradients import cached_gradient_losses
 from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
 from run_scripts.training.code_health import CodeUsage, reseed_codes
+from run_scripts.training.freezing import freeze_parts, keep_frozen_in_evaluation
 from run_scripts.training.reproducible import ReproducibleTrainer
 
 
@@ -71,6 +72,9 @@ class FDTTrainer(ReproducibleTrainer):
         super().__init__(*args, **kwargs)
         self.distinct_column, self._own_sampler = distinct_column, None
         self._check_arguments()
+        if self.args.freeze is not None:
+            freeze_parts(self.model, self.args.freeze)
+            keep_frozen_in_evaluation(self.model)
         logit_scale_range = self.args.logit_scale_min, self.args.logit_scale_max
         if not hasattr(self.model.config, "logit_scale_max"):
             # What the loss caps, the model itself (CLIP) does not: its parameter must not exceed the cap.
