@@ -19,6 +19,17 @@ from run_scripts.data import decoding
 from run_scripts.data.decoding import ImageError, decode_image, decode_rows, read_image_file, to_rgb
 from run_scripts.data.pairs import DataCounts, load_eval_dataset
 from run_scripts.evaluation.inputs import read_pictures
+from run_scripts.search.indexing import read_image
+from run_scripts.search.searching import read_query_image
+from run_scripts.visualization.rows import RowReader
+
+
+# Before gradio is imported: nothing of a test may leave this machine.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+try:
+    from run_scripts import run_app
+except ImportError:  # without the extra [app]
+    run_app = None
 
 
 RANDOM = np.random.default_rng(0)
@@ -108,28 +119,68 @@ def save(folder: Path, path: Path) -> str:
     return target
 
 
-# How each entry reads one file.
+# How each entry makes pixels of one file.
 
 
-def read_in_training(path: Path, folder: Path) -> Image.Image:
+def pixels_of(processor, image: Image.Image) -> torch.Tensor:
+    return processor(images=image, return_tensors="pt")["pixel_values"]
+
+
+def read_in_training(path: Path, folder: Path, processor) -> torch.Tensor:
     counts = DataCounts(max_broken_fraction=1)
     pair = counts.make_pair({"image": path.read_bytes(), "caption": "a"}, "image", "caption", "here")
     if pair is None:
         raise ImageError("skipped")
-    return pair["image"]
+    return pixels_of(processor, pair["image"])
 
 
-def read_in_fine_tuning(path: Path, folder: Path) -> Image.Image:
-    return decode_rows({"image": [{"bytes": None, "path": str(path)}]}, "image")["image"][0]
+def read_in_fine_tuning(path: Path, folder: Path, processor) -> torch.Tensor:
+    return pixels_of(processor, decode_rows({"image": [{"bytes": None, "path": str(path)}]})["image"][0])
 
 
-def read_in_evaluation(path: Path, folder: Path) -> Image.Image:
+def read_in_evaluation(path: Path, folder: Path, processor) -> torch.Tensor:
     dataset = Dataset.from_dict({"image": [str(path)]}).cast_column("image", ImageFeature())
-    return next(read_pictures(dataset, "image"))
+    return pixels_of(processor, next(read_pictures(dataset, "image")))
 
 
-def read_in_validation(path: Path, folder: Path) -> Image.Image:
-    return load_eval_dataset(DataArguments(dataset=save(folder, path), validation_split="train"))[0]["image"]
+def read_in_validation(path: Path, folder: Path, processor) -> torch.Tensor:
+    arguments = DataArguments(dataset=save(folder, path), validation_split="train")
+    return pixels_of(processor, load_eval_dataset(arguments)[0]["image"])
+
+
+def read_in_gallery(path: Path, folder: Path, processor) -> torch.Tensor:
+    dataset = Dataset.from_dict({"image": [{"bytes": None, "path": str(path)}], "caption": ["a"]})
+    reader = RowReader(dataset, processor, "image", "caption", None)
+    _, rows, inputs = reader.read(dataset[:])
+    if not rows:
+        raise ImageError(reader.last_reason)
+    return inputs["pixel_values"]
+
+
+def read_in_index(path: Path, folder: Path, processor) -> torch.Tensor:
+    result = read_image(path, processor, set())
+    if isinstance(result, str):
+        raise ImageError(result)
+    return result.inputs["pixel_values"]
+
+
+def read_in_search(path: Path, folder: Path, processor) -> torch.Tensor:
+    return pixels_of(processor, read_query_image(str(path)))
+
+
+def read_in_app(path: Path, folder: Path, processor) -> torch.Tensor:
+    seen = {}
+
+    def note(images, text, return_tensors):
+        seen.update(processor(images=images, return_tensors=return_tensors))
+        raise StopIteration
+
+    try:
+        run_app.explain(None, note, str(path), "a", 1)
+    except StopIteration:
+        return seen["pixel_values"]
+    except run_app.Refusal as error:
+        raise ImageError(error.message) from error
 
 
 ENTRIES = {
@@ -137,23 +188,30 @@ ENTRIES = {
     "fine_tuning": read_in_fine_tuning,
     "evaluation": read_in_evaluation,
     "validation": read_in_validation,
+    "gallery": read_in_gallery,
+    "index": read_in_index,
+    "search": read_in_search,
+    "app": read_in_app,
 }
+
+
+if run_app is None:
+    del ENTRIES["app"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_gives_the_processors_own_pixels(entry, folder, tiny_processor, tmp_path):
     for name in FILES:
         with Image.open(folder / name) as image:
-            expected = tiny_processor(images=image, return_tensors="pt")["pixel_values"]
-        read = ENTRIES[entry](folder / name, tmp_path / name)
-        assert torch.equal(tiny_processor(images=read, return_tensors="pt")["pixel_values"], expected), name
+            expected = pixels_of(tiny_processor, image)
+        assert torch.equal(ENTRIES[entry](folder / name, tmp_path / name, tiny_processor), expected), name
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_every_entry_refuses_the_same_files(entry, folder, tmp_path):
+def test_every_entry_refuses_the_same_files(entry, folder, tiny_processor, tmp_path):
     for name in REFUSED:
         with pytest.raises(ValueError):
-            pytest.fail(str(ENTRIES[entry](folder / name, tmp_path / name)), pytrace=False)
+            pytest.fail(str(ENTRIES[entry](folder / name, tmp_path / name, tiny_processor)), pytrace=False)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -276,7 +334,7 @@ def test_damaged_images_are_read_or_refused(tiny_processor):
             image = decode_image(content)
         except ImageError:
             continue
-        assert torch.isfinite(tiny_processor(images=image, return_tensors="pt")["pixel_values"]).all()
+        assert torch.isfinite(pixels_of(tiny_processor, image)).all()
         assert to_rgb(image).mode == "RGB"
         num_read += 1
     assert 0.2 * number < num_read < 0.8 * number  # neither are all refused nor is the damage of no effect

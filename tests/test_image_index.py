@@ -196,7 +196,7 @@ def test_unreadable_files_are_left_out_and_listed(run, pictures, tmp_path, caplo
     names = {"empty.png", "text.jpg", "cut.png", "float.tiff", "gone.png", "'latin-\\udce9.png'"}
     names |= {"pipe.png", "terminal.png", "line\nbreak.png"}
     assert set(report.unreadable) == names
-    assert report.unreadable["pipe.png"] == report.unreadable["terminal.png"] == "not a regular file"
+    assert all(report.unreadable[name].endswith("not a regular file") for name in ("pipe.png", "terminal.png"))
     assert report.num_files == report.num_images == NUM_PICTURES + 1
     assert all(name.replace("\n", "\\n") in caplog.text for name in names)
     (pictures / "later broken.png").write_text("broken now")
@@ -545,9 +545,9 @@ def test_a_query_that_is_no_picture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="image='.*missing.png': "):
         searching.read_query_image(str(tmp_path / "missing.png"))
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="image='.*text.png': not an image of a known format"):
+    with pytest.raises(ValueError, match="image='.*text.png': .*text.png is not an image of a known format"):
         searching.read_query_image(str(tmp_path / "text.png"))
-    with pytest.raises(ValueError, match="image='/dev/zero': not a regular file"):
+    with pytest.raises(ValueError, match="image='/dev/zero': /dev/zero is not a regular file"):
         searching.read_query_image("/dev/zero")
 
 

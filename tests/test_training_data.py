@@ -29,7 +29,7 @@ from run_scripts.data.pairs import (
     load_eval_dataset,
     load_train_dataset,
 )
-from run_scripts.data.source import TarShards
+from run_scripts.data.tar_shards import TarShards
 from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
 
 
@@ -208,7 +208,87 @@ def test_captions_of_the_json_file(tmp_path):
     assert epoch_of(stream(str(tmp_path / "0.tar"))) == [["short"]]
 
 
+def read_tar(folder, members: list[tuple[str, bytes]], **kwargs) -> tuple[list[str], PairStream]:
+    """The captions of a shard of these files, sorted, and the stream that read them."""
+    write_tar(folder / "0.tar", members)
+    pairs = stream(str(folder / "0.tar"), max_broken_fraction=1, **kwargs)
+    return sorted(epoch_of(pairs)[0]), pairs
+
+
+def test_a_caption_of_the_json_file_counts_where_there_is_no_txt_file(tmp_path):
+    members = [("a.jpg", PICTURE), ("a.json", b'{"caption": "by json"}')]
+    members += [("b.jpg", PICTURE), ("b.json", b'{"caption": "by json"}'), ("b.txt", b"by txt")]
+    members += [("c.jpg", PICTURE), ("c.json", b'{"caption": 5}'), ("d.jpg", PICTURE), ("d.json", b"[" * 10**5)]
+    captions, pairs = read_tar(tmp_path, members)
+    assert captions == ["by json", "by txt"]
+    assert skipped(pairs) == {"missing_caption": 2}
+
+
+@pytest.mark.parametrize("extension", ["gif", "bmp", "avif", "webp", "tiff", "PNG"])
+def test_images_of_any_extension(tmp_path, extension):
+    form = extension.upper()
+    captions, _ = read_tar(tmp_path, [(f"a.{extension}", encode(form=form)), ("a.txt", b"a"), *pair("b")])
+    assert captions == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "names, captions",
+    [
+        (["photo.v1.jpg", "photo.v1.txt", "photo.v2.jpg", "photo.v2.txt"], ["photo.v1.txt", "photo.v2.txt"]),
+        (
+            ["2026.01.05.jpg", "2026.01.05.txt", "2026.02.05.jpg", "2026.02.05.txt"],
+            ["2026.01.05.txt", "2026.02.05.txt"],
+        ),
+        (["a.depth.png", "a.jpg", "a.seg.png", "a.txt", "b.jpg", "b.txt"], ["a.txt", "b.txt"]),
+        (["a.jpg", "a.json", "a.seg.png", "a.txt"], ["a.txt"]),
+        (["x.y/a.jpg", "x.y/a.txt", "x.z/a.jpg", "x.z/a.txt"], ["x.y/a.txt", "x.z/a.txt"]),
+        ([".hidden", "._a.jpg", "__meta.txt", "README", "a.jpg", "a.txt"], ["a.txt"]),
+        (["a.jpg", "a.txt", "a.jpg", "a.txt"], ["a.txt", "a.txt"]),
+    ],
+)
+def test_which_files_are_a_pair(tmp_path, names, captions):
+    content = {"txt": str.encode, "json": lambda name: b"{}"}
+    members = [(name, content.get(name.rpartition(".")[2], lambda name: PICTURE)(name)) for name in names]
+    assert read_tar(tmp_path, members)[0] == captions
+
+
+@pytest.mark.parametrize("names, reason", [(["a.v2.txt"], "missing_image"), (["a.v2.jpg"], "missing_caption")])
+def test_halves_of_pairs_are_counted(tmp_path, names, reason):
+    captions, pairs = read_tar(tmp_path, [(name, PICTURE) for name in names] + pair("b"))
+    assert captions == ["b"] and skipped(pairs) == {reason: 1}
+
+
 # Broken data
+
+
+@pytest.mark.parametrize("damage", ["cut between pairs", "cut between files", "damaged header", "no end"])
+def test_a_shard_that_ends_early_is_noticed(tmp_path, damage):
+    pattern, captions = write_shards(tmp_path, [4, 4])
+    content = bytearray((tmp_path / "1.tar").read_bytes())
+    with tarfile.open(tmp_path / "1.tar") as tar:
+        starts = {member.name: member.offset for member in tar.getmembers()}
+    lost = {"s1p2", "s1p3"}
+    if damage == "cut between pairs":
+        del content[starts["s1p2.png"] :]
+    elif damage == "cut between files":
+        del content[starts["s1p2.txt"] :]
+    elif damage == "damaged header":
+        content[starts["s1p2.png"] : starts["s1p2.png"] + 8] = b"\xff" * 8
+    else:
+        lost = set()
+        del content[starts["s1p3.txt"] + 1024 :]
+    (tmp_path / "1.tar").write_bytes(content)
+    pairs = stream(pattern)
+    assert set(epoch_of(pairs)[0]) == captions - lost
+    assert skipped(pairs) == {"unreadable_shard": 1}
+
+
+def test_a_reader_without_a_pair_does_not_stop_the_others(tmp_path):
+    write_shards(tmp_path, [3] * 3)
+    write_tar(tmp_path / "3.tar", pair("a", BROKEN))
+    pattern = f"{tmp_path}/{{0..3}}.tar"
+    loader = DataLoader(stream(pattern, max_broken_fraction=0.5), num_workers=4, collate_fn=captions_of)
+    assert len(list(islice(loader, 60))) == 60
 
 
 def test_each_broken_pair_is_skipped_and_counted_by_its_reason(tmp_path, caplog):
@@ -368,9 +448,8 @@ def test_an_empty_data_set_is_refused(tmp_path):
 
 def test_captions_that_are_no_strings_are_refused(one_row):
     for column in ("number", "numbers"):
-        pairs = load_train_dataset(DataArguments(dataset=one_row, caption_column=column))
         with pytest.raises(ValueError, match=f"caption_column='{column}' must hold strings"):
-            pairs[0]
+            load_train_dataset(DataArguments(dataset=one_row, caption_column=column))
 
 
 def test_evaluation_takes_the_first_caption_and_refuses_none(tmp_path):

@@ -16,6 +16,9 @@ MAX_PIXELS = 89_478_485
 # No image of so many pixels needs a larger file, at 16 bits in each of four channels and with a second copy of it.
 MAX_BYTES = 16 * MAX_PIXELS
 
+# Of files that are taken for images; where a tar shard has several under one name, the first of these counts.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff")
+
 # What these hold is drawn by other programs, Ghostscript and Windows, where they are installed.
 _DRAWN_BY_OTHERS = ("EPS", "WMF")
 # 32 bits without a defined range: nothing says which value is white.

@@ -20,12 +20,13 @@ from run_scripts.data.decoding import ImageError, decode_image, decode_rows
 from run_scripts.data.scenes import SceneDataset, is_world
 from run_scripts.data.source import (
     DatasetShards,
-    TarShards,
+    check_captions,
     check_columns,
     leave_undecoded,
     open_dataset,
     split_rows,
 )
+from run_scripts.data.tar_shards import TarShards
 
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ MIN_PAIRS_TO_JUDGE = 500
 MIN_SHARDS_TO_JUDGE = 10
 _MAX_WORKERS = 1024
 _MAX_WARNINGS = 10
+# A reader whose shards held no pair in so many epochs on end gives up.
+_MAX_EMPTY_EPOCHS = 20
 
 
 class DataCounts:
@@ -89,14 +92,12 @@ class DataCounts:
         """The decoded image and the captions of a row under the same names; None, counted, if it has not both.
 
         Raises:
-            ValueError: captions are no strings, or too large a share of the data is broken.
+            ValueError: too large a share of the data is broken.
         """
         self.add("pairs_read")
         captions = row.get(caption_column)
         captions = list(captions) if isinstance(captions, list | tuple | np.ndarray) else [captions]
-        if not all(isinstance(caption, str | None) for caption in captions):
-            raise ValueError(f"caption_column={caption_column!r} must hold strings or lists of them, got {captions!r}")
-        captions = [caption for caption in captions if caption is not None and caption.strip()]
+        captions = [caption for caption in captions if isinstance(caption, str) and caption.strip()]
         if not captions:
             return self.add_broken("missing_caption", where)
         if row.get(image_column) is None:
@@ -209,12 +210,17 @@ class PairStream(TorchIterableDataset):
         num_workers, worker_id = (0, 0) if worker is None else (worker.num_workers, worker.id)
         self.check_num_readers(num_workers)
         reader = self.process_index * max(num_workers, 1) + worker_id
+        num_readers, num_empty = self.num_processes * max(num_workers, 1), 0
         for epoch in count():
-            pairs = self.read_epoch(epoch, reader, self.num_processes * max(num_workers, 1))
+            pairs = self.read_epoch(epoch, reader, num_readers)
             first = next(pairs, None)
-            if first is None:
+            if first is not None:
+                num_empty = 0
+                yield from chain([first], pairs)
+                continue
+            num_empty += 1  # other readers may have had all that is good; the next epoch deals anew
+            if num_readers == 1 or num_empty == _MAX_EMPTY_EPOCHS:
                 raise ValueError(f"an epoch ended without a pair to train on: {self.counts.totals()}")
-            yield from chain([first], pairs)
 
     def read_epoch(self, epoch: int, reader: int, num_readers: int) -> Iterator[dict[str, Any]]:
         """One reader's part of one epoch."""
@@ -267,6 +273,7 @@ def load_train_dataset(
             arguments.dataset, arguments.split, config_name=arguments.config_name, streaming=arguments.streaming
         )
         check_columns(dataset, **{name: getattr(arguments, name) for name in names})
+        check_captions(dataset, arguments.caption_column)
         if not arguments.streaming:
             return PairDataset(dataset, *columns, arguments.distinct_column, counts)
         shards = DatasetShards(dataset, arguments.image_column)

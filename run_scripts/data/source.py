@@ -1,16 +1,12 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Open a data set by its name on the Hub or its place on disk, as rows to index or as shards to read."""
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-
-from run_scripts.data.decoding import decode_image as decode_picture  # noqa: F401
 
 
 # A split in memory, read as a stream, is dealt to at most so many readers.
@@ -60,6 +56,15 @@ def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> 
             raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}; give --{argument}")
 
 
+def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> None:
+    """Raise a ValueError for a column that holds neither strings nor lists of them."""
+    if dataset.features is None:  # some streams: each caption is checked when it is read
+        return
+    feature = dataset.features[caption_column]
+    if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string", "null"):
+        raise ValueError(f"caption_column={caption_column!r} must hold strings or lists of them, it holds {feature}")
+
+
 class DatasetShards:
     """The shards of a streamed split of `datasets`; pictures are left undecoded.
 
@@ -83,59 +88,6 @@ class DatasetShards:
             yield from split_rows(rows)
 
 
-class TarShards:
-    """Tar shards as img2dataset and webdataset write them: files that differ in the extension only are one pair.
-
-    A row has the columns `image` (the jpg, jpeg, png or webp file) and `caption` (the txt file), as far as the shard
-    holds them, and what the json file says under any other name.
-
-    Args:
-        pattern: paths, URLs or `pipe:` commands of the shards, with braces: `pairs/{00000..00331}.tar`.
-
-    Raises:
-        ValueError: a local shard does not exist.
-    """
-
-    def __init__(self, pattern: str):
-        from webdataset.shardlists import expand_urls
-
-        self.urls = expand_urls(pattern)
-        missing = [url for url in self.urls if ":" not in url and not Path(url).is_file()]
-        if missing:
-            raise ValueError(
-                f"dataset={pattern!r} names {len(self.urls)} tar shards, {len(missing)} of which do not exist, the "
-                f"first is {missing[0]!r}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-    def name(self, shard: int) -> str:
-        return self.urls[shard]
-
-    def read(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The rows of one shard; what stops the reading is raised after the last whole pair."""
-        from webdataset.tariterators import tarfile_samples
-
-        errors = []
-
-        def note(error: Exception) -> bool:
-            errors.append(error)
-            return True  # go on: what was read of the last pair is still to come
-
-        for members in tarfile_samples(iter([{"url": self.urls[shard]}]), handler=note):
-            image = next((members[e] for e in ("jpg", "jpeg", "png", "webp") if e in members), None)
-            row = {**_read_json(members.get("json")), "__key__": members["__key__"], "image": image}
-            row["caption"] = members["txt"].decode(errors="replace") if "txt" in members else None
-            if errors and None in (row["image"], row["caption"]):
-                break  # the pair in which the shard is cut off: it counts as the shard's fault, not as a broken pair
-            yield row
-        if errors:
-            # webdataset puts files and addresses behind what the error says.
-            said = errors[0].args[0]
-            raise OSError(said if isinstance(said, str) else str(errors[0])) from errors[0]
-
-
 def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset | IterableDataset:
     """The same rows, with pictures as bytes or paths.
 
@@ -154,12 +106,3 @@ def split_rows(columns: dict[str, list]) -> Iterator[dict[str, Any]]:
     """Rows of what `datasets` gives for several: a list for every column."""
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
-
-
-def _read_json(member: bytes | None) -> dict:
-    # A json file that cannot be read lacks its captions, which is found out where they are asked for.
-    try:
-        value = json.load(io.BytesIO(member or b"{}"))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

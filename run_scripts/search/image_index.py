@@ -10,11 +10,9 @@ with their checksums; all that search answers comes from them.
 """
 
 import hashlib
-import io
 import json
 import shutil
 import sqlite3
-import struct
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,7 +26,6 @@ import numpy as np
 import scipy.sparse
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, UnidentifiedImageError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.evaluation.embedding import Features
@@ -84,34 +81,6 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of an image's file.
-
-    Raises:
-        ValueError: it is no regular file. A pipe would be waited for, and a device has no end.
-        OSError: it cannot be read.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
-    return path.read_bytes()
-
-
-def decode_picture(data: bytes) -> Image.Image:
-    """An image from the bytes of its file.
-
-    Raises:
-        ValueError: they are no image that PIL can read, or a truncated one.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image of a known format") from error
-    except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be decoded: {error}") from error
-    return image
 
 
 def hash_model(model: PreTrainedModel, processor: ProcessorMixin) -> str:

@@ -18,21 +18,20 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from run_scripts.data.decoding import IMAGE_EXTENSIONS, decode_image, read_image_file
 from run_scripts.evaluation.embedding import embed_inputs
 from run_scripts.search.arguments import IndexArguments
 from run_scripts.search.image_index import (
     FileState,
     IndexWriter,
-    decode_picture,
     hash_model,
     printable,
-    read_file,
 )
 
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+EXTENSIONS = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,12 @@ def _is_text(value: Any) -> bool:
 def read_image(path: Path, processor: ProcessorMixin, known: set[bytes]) -> ImageFile | str:
     """Read a file and prepare its image for the model, or say why it cannot be done."""
     try:
-        data = read_file(path)
+        data = read_image_file(path)
         digest = hashlib.sha256(data).digest()
         if digest in known:
             return ImageFile(digest, None)
-        return ImageFile(digest, processor(images=[decode_picture(data)], return_tensors="pt"))
-    except (OSError, ValueError) as error:
+        return ImageFile(digest, processor(images=[decode_image(data)], return_tensors="pt"))
+    except ValueError as error:
         return str(error)
 
 

@@ -6,18 +6,17 @@ import math
 from bisect import bisect
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from run_scripts.data.decoding import ImageError, decode_image, to_rgb
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
 from run_scripts.search.arguments import SearchArguments
 from run_scripts.search.image_index import (
     Hit,
     ImageIndex,
     check_model,
-    decode_picture,
     hash_model,
     printable,
-    read_file,
 )
 
 
@@ -34,8 +33,8 @@ def read_query_image(path: str) -> Image.Image:
         ValueError: there is no such file, or it is no image.
     """
     try:
-        return decode_picture(read_file(Path(path)))
-    except (OSError, ValueError) as error:
+        return decode_image(path)
+    except ImageError as error:
         raise ValueError(f"image={path!r}: {error}") from error
 
 
@@ -51,14 +50,14 @@ def draw_grid(hits: list[Hit]) -> Image.Image:
         left, top = position % NUM_COLUMNS * CELL, position // NUM_COLUMNS * height
         path, caption = hit.files[0]
         try:
-            image = ImageOps.exif_transpose(decode_picture(read_file(path))).convert("RGBA")
-        except (OSError, ValueError):  # the file has gone or changed since it was indexed
+            image = to_rgb(decode_image(path))
+        except ImageError:  # the file has gone or changed since it was indexed
             draw.text((left + 4, top + CELL / 2), "(cannot be read now)", fill="firebrick", font=font)
         else:
             factor = (CELL - 8) / max(image.size)
             image = image.resize([max(round(side * factor), 1) for side in image.size], Image.Resampling.BICUBIC)
             corner = (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
-            sheet.paste(image, corner, mask=image)
+            sheet.paste(image, corner)
         label = shorten(printable(" ".join((caption or path.name).split())), CELL - 8, font)
         draw.text((left + 4, top + CELL), f"{hit.score:.3f}", fill="black", font=font)
         draw.text((left + 4, top + CELL + LINE), label, fill="black", font=font)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from modeling_fdt import FDTExplanation, FDTModel, FDTOutput, FDTProcessor
 from modeling_fdt.explanation_fdt import explain_outputs, get_patch_grid, score_codes
+from run_scripts.data.decoding import to_rgb
 from run_scripts.visualization.coherence import Label
 
 
@@ -149,7 +150,7 @@ class BatchRecords:
 
     def picture(self, row: int) -> Picture:
         """The record of the row's picture; writes its thumbnail."""
-        picture = ImageOps.exif_transpose(self.rows[row]["image"])
+        picture = self.rows[row]["image"]
         thumbnail = save_thumbnail(picture, self.thumbnails / f"{self.numbers[row]}.webp", self.thumbnail_size)
         explanation = explain_row(self.model, self.inputs, self.outputs, row, top_k=NUM_PICTURE_CODES)
         is_active = explanation.image_weights[0] > 0
@@ -219,11 +220,8 @@ def box_in_percent(processor: FDTProcessor, picture: Image.Image) -> tuple[float
 
 
 def save_thumbnail(picture: Image.Image, path: Path, longest_side: int) -> tuple[int, int]:
-    """Write a small copy as WebP, transparency on white; returns its width and height."""
-    picture = picture.convert("RGBA") if picture.mode in ("P", "LA", "PA", "RGBA") else picture.convert("RGB")
-    picture.thumbnail((longest_side, longest_side))
-    if picture.mode == "RGBA":
-        background = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(background, picture).convert("RGB")
-    picture.save(path, quality=65, method=3)
-    return picture.size
+    """Write a small copy as WebP, of what the model sees as RGB; returns its width and height."""
+    thumbnail = to_rgb(picture)
+    thumbnail.thumbnail((longest_side, longest_side))
+    thumbnail.save(path, quality=65, method=3)
+    return thumbnail.size

@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import BatchFeature
 
 from modeling_fdt import FDTProcessor
-from run_scripts.data.source import decode_picture, split_rows
+from run_scripts.data.decoding import decode_image
+from run_scripts.data.source import split_rows
 from run_scripts.visualization.coherence import Label, content_words
 
 
@@ -56,7 +57,7 @@ class RowReader:
             try:
                 row = self._read_row(values)
                 pixel_values.append(self.processor(images=[row["image"]], return_tensors="pt")["pixel_values"])
-            except Exception as error:  # the decoder of every format of images has its own
+            except ValueError as error:
                 self._leave_out(str(error))
             else:
                 numbers.append(self.num_read)
@@ -82,7 +83,7 @@ class RowReader:
         if image is None:
             raise ValueError(f"{self.image_column} is empty")
         category = None if self.category_column is None else self._name_category(values[self.category_column])
-        return {"image": decode_picture(image), "caption": caption, "label": Label(content_words(caption), category)}
+        return {"image": decode_image(image), "caption": caption, "label": Label(content_words(caption), category)}
 
     def _name_category(self, value: Any) -> str:
         names = self._category_names
