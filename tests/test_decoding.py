@@ -27,9 +27,9 @@ from run_scripts.visualization.rows import RowReader
 # Before gradio is imported: nothing of a test may leave this machine.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 try:
-    from run_scripts import run_app
+    from run_scripts.visualization import app
 except ImportError:  # without the extra [app]
-    run_app = None
+    app = None
 
 
 RANDOM = np.random.default_rng(0)
@@ -176,10 +176,10 @@ def read_in_app(path: Path, folder: Path, processor) -> torch.Tensor:
         raise StopIteration
 
     try:
-        run_app.explain(None, note, str(path), "a", 1)
+        app.explain(None, note, str(path), "a", 1)
     except StopIteration:
         return seen["pixel_values"]
-    except run_app.Refusal as error:
+    except app.Refusal as error:
         raise ImageError(error.message) from error
 
 
@@ -195,7 +195,7 @@ ENTRIES = {
 }
 
 
-if run_app is None:
+if app is None:
     del ENTRIES["app"]
 
 
