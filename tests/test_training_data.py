@@ -23,6 +23,7 @@ from run_scripts.arguments import DataArguments
 from run_scripts.data import pairs as training_data
 from run_scripts.data.augmentation import Augmentation, RandomResizedCrop
 from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.captions import cut_caption
 from run_scripts.data.pairs import (
     DataCounts,
     PairStream,
@@ -30,6 +31,7 @@ from run_scripts.data.pairs import (
     load_train_dataset,
 )
 from run_scripts.data.tar_shards import TarShards
+from run_scripts.evaluation.embedding import embed_captions
 from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
 
 
@@ -256,6 +258,34 @@ def test_which_files_are_a_pair(tmp_path, names, captions):
 def test_halves_of_pairs_are_counted(tmp_path, names, reason):
     captions, pairs = read_tar(tmp_path, [(name, PICTURE) for name in names] + pair("b"))
     assert captions == ["b"] and skipped(pairs) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["two dogs on the grass ", "😂" * 7, "a", "rock &amp; roll &rsquo;", "ÀÉ", "!?" * 9, "\n\t   dog", "9 "]
+)
+def test_huge_captions_are_cut_before_the_tokenizer_reads_them(tiny_processor, text):
+    tokenizer = tiny_processor.tokenizer
+    caption = text * (20_000 // len(text))
+    cut = cut_caption(caption, tokenizer)
+    assert len(cut) <= 64 * tokenizer.model_max_length
+    assert tokenizer(cut, truncation=True)["input_ids"] == tokenizer(caption, truncation=True)["input_ids"]
+    assert cut_caption("short  one", tokenizer) == "short  one"
+
+
+@pytest.mark.parametrize("entry", ["training", "evaluation"])
+def test_what_reads_captions_cuts_them(entry, tiny_model, tiny_processor, monkeypatch):
+    read, rows = [], [{"image": Image.new("RGB", (8, 8)), "caption": "dog " * 10**5}]
+    call = type(tiny_processor.tokenizer).__call__
+    monkeypatch.setattr(
+        type(tiny_processor.tokenizer),
+        "__call__",
+        lambda self, text, **kwargs: read.append(text) or call(self, text, **kwargs),
+    )
+    if entry == "training":
+        ContrastiveCollator(tiny_processor, "image", "caption", None)(rows)
+    else:
+        embed_captions(tiny_model, tiny_processor, [rows[0]["caption"]])
+    assert [len(text) for text in read[0]] == [64 * 77]
 
 
 # Broken data

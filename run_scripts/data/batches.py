@@ -15,6 +15,7 @@ from transformers import BatchFeature
 
 from modeling_fdt import FDTProcessor
 from run_scripts.data.augmentation import Augmentation
+from run_scripts.data.captions import cut_caption
 
 
 class DistinctBatchSampler(Sampler[int]):
@@ -115,6 +116,7 @@ class ContrastiveCollator:
     def __call__(self, rows: list[dict]) -> BatchFeature:
         captions = [row[self.caption_column] for row in rows]
         captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
+        captions = [cut_caption(caption, self.processor.tokenizer) for caption in captions]
         images = [row[self.image_column] for row in rows]
         if self.augmentation is None:
             return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)

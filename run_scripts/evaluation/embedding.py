@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 import modeling_fdt  # noqa: F401 (registers FDT with the Auto classes)
+from run_scripts.data.captions import cut_caption
 
 
 @dataclass
@@ -94,6 +95,7 @@ def iterate_caption_features(
     model: PreTrainedModel, processor: ProcessorMixin, captions: Iterable[str], batch_size: int
 ) -> Iterator[Features]:
     """`embed_captions`, one batch at a time."""
+    captions = (cut_caption(caption, processor.tokenizer) for caption in captions)
     for batch in iterate_batches(captions, batch_size):
         yield embed_inputs(model, "text", processor(text=batch, return_tensors="pt", padding=True, truncation=True))
 

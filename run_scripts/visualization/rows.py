@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import BatchFeature
 
 from modeling_fdt import FDTProcessor
+from run_scripts.data.captions import cut_caption
 from run_scripts.data.decoding import decode_image
 from run_scripts.data.source import split_rows
 from run_scripts.visualization.coherence import Label, content_words
@@ -83,6 +84,7 @@ class RowReader:
         if image is None:
             raise ValueError(f"{self.image_column} is empty")
         category = None if self.category_column is None else self._name_category(values[self.category_column])
+        caption = cut_caption(caption, self.processor.tokenizer)
         return {"image": decode_image(image), "caption": caption, "label": Label(content_words(caption), category)}
 
     def _name_category(self, value: Any) -> str:
