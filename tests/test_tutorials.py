@@ -71,8 +71,8 @@ def test_explain(pretrained, run, folder):
     variables, printed = run("explain")
     # Contributions are computed in float64 and returned in float32; a logit is of the order of 10.
     assert variables["difference"].abs().max() < 1e-4
-    assert variables["picture"]["heat_maps"].shape[1:] == (32, 32)
-    assert printed.count("answers to") == len(variables["words"]["codes"])
+    assert variables["maps"]["heat_maps"].shape[1:] == (32, 32)
+    assert printed.count("responds to") == len(variables["words"]["codes"])
     gallery = folder / "outputs/tutorials/gallery"
     assert (gallery / "index.html").exists() and (gallery / "codes.parquet").exists()
     # Figures may show codes that have no page.

@@ -2,7 +2,8 @@
 """Convert and verify
 
 Turn a checkpoint of the original implementation into a transformers folder that computes the same, and back. The
-checkpoint here is made up: a tiny untrained model, written in the original's format. A real one goes the same way.
+checkpoint here is synthetic: a tiny untrained model, written in the original's format. A real one is converted in the
+same way.
 
     python docs/tutorials/convert_and_verify.py
 """
@@ -21,7 +22,7 @@ from modeling_fdt import FDTConfig, FDTModel, FDTProcessor
 
 # ## A checkpoint in the original's format
 #
-# No command writes over a model, so what an earlier run left is removed first.
+# No command overwrites a model, so what an earlier run left is removed first.
 
 folder = Path("outputs/tutorials/conversion")
 shutil.rmtree(folder, ignore_errors=True)

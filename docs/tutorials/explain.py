@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Explain
 
-What the codes of a model see in a picture, which words they answer to, and what each adds to a logit. Run
+What the codes of a model see in an image, which words they respond to, and what each adds to a logit. Run
 `pretrain.py` first; it leaves the model that this tutorial explains.
 
     python docs/tutorials/explain.py
@@ -23,7 +23,7 @@ from run_scripts.visualization.collection import visualize
 folder = Path("outputs/tutorials")
 model, processor = FDTModel.from_pretrained(folder / "pretrained"), FDTProcessor.from_pretrained(folder / "pretrained")
 
-# ## One picture and one caption
+# ## One image and one caption
 #
 # `explain` returns the strongest codes of each, where they score high, and what they add to the logit.
 
@@ -35,25 +35,25 @@ print(f"logit of the drawing and {caption!r}: {explanation.logits_per_image.item
 for code, weight, part in zip(
     explanation.image_codes[0], explanation.image_weights[0], explanation.image_contributions[0, 0], strict=True
 ):
-    print(f"code {code:3d} has weight {weight:.3f} in the picture and adds {part:.3f} to the logit")
+    print(f"code {code:3d} has weight {weight:.3f} in the image and adds {part:.3f} to the logit")
 
-# With `top_k=None` all active codes are returned. What they add is the whole logit, nothing is left over.
+# With `top_k=None` all active codes are returned. What they add sums to the whole logit.
 
 everything = model.explain(**inputs, top_k=None)
 difference = everything.image_contributions.sum(dim=-1) - everything.logits_per_image
 print(f"all {everything.image_codes.shape[1]} active codes miss the logit by {difference.abs().item():.1e}")
 
-# The processor lays scores over the original picture, and merges tokens into words.
+# The processor lays scores over the original image, and merges tokens into words.
 
-(picture,) = processor.post_process_image_explanation(explanation, target_sizes=[(image.height, image.width)])
-print("heat maps:", tuple(picture["heat_maps"].shape), "box of the best patch:", picture["boxes"][0].tolist())
+(maps,) = processor.post_process_image_explanation(explanation, target_sizes=[(image.height, image.width)])
+print("heat maps:", tuple(maps["heat_maps"].shape), "box of the best patch:", maps["boxes"][0].tolist())
 (words,) = processor.post_process_text_explanation(explanation, caption)
 for code, winner in zip(words["codes"].tolist(), words["winners"], strict=True):
-    print(f"code {code:3d} answers to", "no word" if winner is None else repr(words["words"][winner]))
+    print(f"code {code:3d} responds to", "no word" if winner is None else repr(words["words"][winner]))
 
 # ## A whole data set
 #
-# The gallery shows each code with its strongest pictures and captions, as web pages that need no server. On the
+# The gallery shows each code with its strongest images and captions, as web pages that need no server. On the
 # command line this is `python -m run_scripts.run_visualization`.
 
 drawings, captions = zip(*(draw_pair(generator, 32) for _ in range(64)), strict=True)

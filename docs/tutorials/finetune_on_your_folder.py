@@ -1,7 +1,7 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Fine-tune on your folder
 
-Make an image classifier of a pretrained FDT model and a folder of pictures, one sub-folder for each class. Run
+Make an image classifier from a pretrained FDT model and a folder of images, one subfolder for each class. Run
 `pretrain.py` first; it leaves the model that this tutorial starts from.
 
     python docs/tutorials/finetune_on_your_folder.py
@@ -22,31 +22,31 @@ from run_scripts.training.finetuning import finetune
 
 # ## Your folder
 #
-# Drawings, by the colour of their shape, stand for your pictures: `pictures/train/red/000.png`,
-# `pictures/test/green/003.png`, and so on. What an earlier run left is removed first, since no command writes over a
+# Drawings, sorted by the colour of their shape, stand in for your images: `images/train/red/000.png`,
+# `images/test/green/003.png`, and so on. What an earlier run left is removed first, since no command overwrites a
 # model.
 
 folder = Path("outputs/tutorials")
-for earlier in ("pictures", "classifier"):
+for earlier in ("images", "classifier"):
     shutil.rmtree(folder / earlier, ignore_errors=True)
 generator = random.Random(2)
-for split, num_pictures in (("train", 240), ("test", 60)):
-    for number in range(num_pictures):
-        picture, caption = draw_pair(generator, 32)
+for split, num_images in (("train", 240), ("test", 60)):
+    for number in range(num_images):
+        image, caption = draw_pair(generator, 32)
         color = caption.split()[1]
-        path = folder / "pictures" / split / color / f"{number:03}.png"
+        path = folder / "images" / split / color / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        image.save(path)
 
 # ## The run
 #
-# The same words work as flags of `python -m run_scripts.run_finetuning`, or as names in a JSON file. The classifier
+# The same names work as flags of `python -m run_scripts.run_finetuning`, or as names in a JSON file. The classifier
 # starts from the zero-shot one: the weight of a class is the embedding of its caption.
 
 flags = {
     "model": folder / "pretrained",
     "task": "classification",
-    "dataset": folder / "pictures",
+    "dataset": folder / "images",
     "validation_split": "test",
     "zero_shot_template": "a {} shape",
     "output_dir": folder / "classifier",
@@ -60,7 +60,7 @@ flags = {
 words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 finetune(*parse_arguments(FINE_TUNING, words))
 
-# The test split was evaluated before and after; both results are beside the model.
+# The test split is evaluated before and after training; both results are beside the model.
 
 results = json.loads((folder / "classifier" / "results.json").read_text())
 print(f"accuracy: {results['before']['eval_accuracy']:.1%} before, {results['after']['eval_accuracy']:.1%} after")
@@ -70,6 +70,6 @@ print(f"accuracy: {results['before']['eval_accuracy']:.1%} before, {results['aft
 # The names of the folders are the names of the classes.
 
 classify = pipeline("image-classification", model=str(folder / "classifier"))
-path = next((folder / "pictures" / "test" / "red").iterdir())
+path = next((folder / "images" / "test" / "red").iterdir())
 for answer in classify(str(path)):
     print(f"{answer['score']:.3f} {answer['label']}")

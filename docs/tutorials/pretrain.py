@@ -2,7 +2,7 @@
 """Pretrain
 
 Draw coloured shapes with captions, train a small FDT model on them from scratch, and ask it about drawings that it has
-never seen. The other tutorials use the model that this one leaves in `outputs/tutorials/pretrained`.
+never seen. Two other tutorials use the model that this one leaves in `outputs/tutorials/pretrained`.
 
     python docs/tutorials/pretrain.py
 """
@@ -29,16 +29,15 @@ from run_scripts.training.pretraining import train
 
 # ## The data
 #
-# Tar shards of pictures and captions, laid out as img2dataset lays out what it downloads. The captions read "a red
-# circle on blue".
+# Tar shards of images and captions, in the layout of img2dataset. The captions read "a red circle on blue".
 
 folder = Path("outputs/tutorials")
 prepare_synthetic_pairs(SyntheticPairsArguments(output_dir=str(folder / "pairs"), num_pairs=2048, image_size=32))
 
 # ## The run
 #
-# One JSON file describes a run: model, data, and every field of `TrainingArguments`. The configurations of the paper's
-# runs, in `run_scripts/configs`, have the same names.
+# One JSON file describes a run: model, data, and any field of `TrainingArguments`. The configs of the paper's runs, in
+# `run_scripts/configs`, use the same names.
 
 small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 run = {
@@ -73,7 +72,7 @@ train(*parse_arguments(PRETRAINING, [str(run_file)]))
 
 # ## What it has learnt
 #
-# Zero-shot classification of new drawings: of all captions there can be, the one with the largest logit is the answer.
+# Zero-shot classification of new drawings: of all possible captions, the one with the largest logit is the answer.
 
 model, processor = FDTModel.from_pretrained(folder / "pretrained"), FDTProcessor.from_pretrained(folder / "pretrained")
 names = [f"a {color} {shape} on {ground}" for color, ground in permutations(COLORS, 2) for shape in SHAPES]

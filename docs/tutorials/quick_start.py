@@ -28,7 +28,7 @@ config = FDTConfig(
 )
 model = FDTModel(config).eval()
 
-# The processor turns pictures and captions into the model's inputs. Model and processor are saved in one folder, and
+# The processor turns images and captions into the model's inputs. Model and processor are saved in one folder, and
 # `from_pretrained` takes that folder or a name on the Hub.
 
 image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -38,7 +38,7 @@ model.save_pretrained(folder)
 processor.save_pretrained(folder)
 model, processor = FDTModel.from_pretrained(folder), FDTProcessor.from_pretrained(folder)
 
-# Images and captions go in together. The logits compare every picture with every caption.
+# Images and captions go in together. The logits compare every image with every caption.
 
 image = Image.new("RGB", (48, 40), "red")
 captions = ["a red square", "a photo of a cat"]
@@ -51,11 +51,11 @@ print("probabilities:", outputs.logits_per_image.softmax(dim=-1))
 
 weights = outputs.image_code_weights[0]
 active = weights.nonzero().flatten()
-print(f"{len(active)} of {config.codebook_size} codes are active in the picture, and sum to {weights.sum():.3f}")
+print(f"{len(active)} of {config.codebook_size} codes are active in the image, and sum to {weights.sum():.3f}")
 embedding = torch.nn.functional.normalize(weights @ model.codebook, dim=-1)
 print("largest difference from image_embeds:", (embedding - outputs.image_embeds[0]).abs().max().item())
 
-# The same by transformers' pipeline, which knows FDT once `modeling_fdt` is imported.
+# transformers' pipeline does the same; it knows FDT once `modeling_fdt` is imported.
 
 classify = pipeline("zero-shot-image-classification", model=folder)
 for answer in classify(image, candidate_labels=captions, hypothesis_template="{}"):
