@@ -102,6 +102,8 @@ def stand_ins(tmp_path_factory) -> Path:
 )
 def test_examples_run_as_printed(page, stand_ins, tmp_path, monkeypatch):
     shutil.copytree(stand_ins, tmp_path, dirs_exist_ok=True)
+    for name in ("checkpoints", "docs"):  # what a page may take from the repository itself
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     uses_stand_in = MODEL in page.read_text(encoding="utf-8")
     for promised, given in run_page(page):
