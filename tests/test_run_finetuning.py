@@ -30,7 +30,7 @@ from modeling_fdt import (
 )
 from run_scripts.arguments import parse_arguments
 from run_scripts.training.arguments import FINE_TUNING
-from run_scripts.training.finetuning import build_trainer, finetune
+from run_scripts.training.finetuning import build_trainer, finetune, format_results
 from run_scripts.training.trainer import compute_retrieval
 
 
@@ -470,3 +470,13 @@ def test_two_processes_with_adapters_equal_one(folder, tmp_path):
     for name, weight in one.items():
         # float32: two steps with the mean of two halves of a gradient.
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_results_are_printed_as_what_they_are():
+    before = {"eval_loss": 2.5, "eval_accuracy": 0.25, "eval_image_to_text_R@1": 0.5, "eval_median_rank": 4.5}
+    assert format_results({"before": before, "after": before}, 8).splitlines()[2:] == [
+        "| loss | 2.500 | 2.500 |",
+        "| accuracy | 25.0% | 25.0% |",
+        "| image_to_text_R@1 | 50.0% | 50.0% |",
+        "| median_rank | 4.5 | 4.5 |",
+    ]

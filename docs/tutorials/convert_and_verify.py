@@ -22,7 +22,7 @@ from modeling_fdt import FDTConfig, FDTModel, FDTProcessor
 
 # ## A checkpoint in the original's format
 #
-# No command overwrites a model, so what an earlier run left is removed first.
+# What an earlier run left is removed first: conversion does not write into a folder that holds something.
 
 folder = Path("outputs/tutorials/conversion")
 shutil.rmtree(folder, ignore_errors=True)

@@ -23,8 +23,8 @@ from run_scripts.training.finetuning import finetune
 # ## Your folder
 #
 # Drawings, sorted by the colour of their shape, stand in for your images: `images/train/red/000.png`,
-# `images/test/green/003.png`, and so on. What an earlier run left is removed first, since no command overwrites a
-# model.
+# `images/test/green/003.png`, and so on. What an earlier run left is removed first: fine-tuning does not write into
+# a folder that holds something.
 
 folder = Path("outputs/tutorials")
 for earlier in ("images", "classifier"):

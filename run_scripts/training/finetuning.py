@@ -320,10 +320,11 @@ def build_trainer(
 
 
 def format_results(results: dict[str, dict[str, float]], num_rows: int) -> str:
-    """What evaluation gave before and after as a Markdown table: the loss as it is, shares in per cent."""
+    """What evaluation gave before and after as a Markdown table: shares in per cent, the rest as it is."""
     lines = [f"| {num_rows} held-out rows | before | after |", "|---|---|---|"]
     for name, before in results["before"].items():
-        form = ".3f" if name.endswith("loss") else ".1%"
+        is_share = name.endswith("accuracy") or "_R@" in name
+        form = ".1%" if is_share else ".3f" if name.endswith("loss") else ".1f"
         lines.append(f"| {name.removeprefix('eval_')} | {before:{form}} | {results['after'][name]:{form}} |")
     return "\n".join(lines)
 
