@@ -110,6 +110,15 @@ def test_examples_run_as_printed(page, stand_ins, tmp_path, monkeypatch):
         assert form_of(given, uses_stand_in) == form_of(promised, uses_stand_in)
 
 
+def test_answers_are_compared(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nn = 1\nn + 1  # => 3\n[n, 'a']\n# => [1,\n#     'a']\n```\n")
+    (wrong_promise, given), right = run_page(page)
+    assert form_of(wrong_promise, False) != form_of(given, False) == "2"
+    assert form_of(right[0], False) == form_of(right[1], False) == "[1,'a']"
+    assert form_of("[0.25, 'b']", True) == form_of("[1e-3, 'a']", True) != form_of("[1, 2, 'a']", True)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The built site; a warning is an error, as with `mkdocs build --strict`."""
