@@ -31,7 +31,7 @@ class SyntheticPairsArguments:
     num_pairs: int = field(default=1024, metadata={"help": "Number of pairs."})
     pairs_per_shard: int = field(default=128, metadata={"help": "Number of pairs in a shard."})
     broken_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the pictures whose file is cut off, to see that training skips them."}
+        default=0.0, metadata={"help": "Share of the images whose file is truncated, to see that training skips them."}
     )
     image_size: int = field(default=48, metadata={"help": "Width and height in pixels."})
     seed: int = field(default=0, metadata={"help": "Of shapes, colours and places."})
@@ -68,11 +68,11 @@ def prepare_synthetic_pairs(arguments: SyntheticPairsArguments) -> None:
             image, caption = draw_pair(generator, arguments.image_size)
             file = io.BytesIO()
             image.save(file, "JPEG", quality=85)
-            picture, key = file.getvalue(), f"{number:09}"
+            jpeg, key = file.getvalue(), f"{number:09}"
             if number in broken:
-                picture = picture[: len(picture) // 2]
+                jpeg = jpeg[: len(jpeg) // 2]
             metadata = json.dumps({"key": key, "caption": caption, "status": "success"}).encode()
-            shards.write({"__key__": key, "jpg": picture, "json": metadata, "txt": caption.encode()})
+            shards.write({"__key__": key, "jpg": jpeg, "json": metadata, "txt": caption.encode()})
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class LinearProbeArguments(EvaluationArguments):
         default=None, metadata={"help": "The split that chooses the strength; default: a fifth of train_split."}
     )
     few_shot: list[int] = field(
-        default_factory=list, metadata={"help": "Also with so many training rows a class, e.g. 1 2 4 8 16."}
+        default_factory=list, metadata={"help": "Also with k training rows per class, for each k: 1 2 4 8 16."}
     )
     num_seeds: int = field(default=3, metadata={"help": "Draws for each number of few_shot."})
     metric: str = field(default="top_1", metadata={"help": "The metric that is cited for this data set."})

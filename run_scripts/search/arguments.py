@@ -22,7 +22,7 @@ class IndexArguments(CheckpointArguments):
         metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
     )
     codes_per_image: int | None = field(
-        default=None, metadata={"help": "Search by codes among so many of an image's largest; all if not given."}
+        default=None, metadata={"help": "Search by the k largest codes of each image; by all if not given."}
     )
     batch_size: int = field(default=64, metadata={"help": "Files that are read, embedded and committed together."})
 

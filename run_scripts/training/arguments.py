@@ -41,7 +41,7 @@ class FineTuningArguments:
 
     model: str = field(metadata={"help": "An FDT checkpoint with its processor: a folder or a Hub name."})
     task: Literal["classification", "contrastive"] = field(
-        metadata={"help": "Labelled pictures for an image classifier, or captioned ones for the model itself."}
+        metadata={"help": "Labelled images for an image classifier, or captioned ones for the model itself."}
     )
     train: Literal["all", "classifier", "lora"] = field(
         default="all",
@@ -178,7 +178,7 @@ class FDTTrainingOptions:
         },
     )
     dead_code_steps: int = field(
-        default=1000, metadata={"help": "A code is dead when no image or caption used it for so many steps."}
+        default=1000, metadata={"help": "A code is dead when no image or caption used it for this many steps."}
     )
     reseed_dead_codes: bool = field(
         default=False, metadata={"help": "Every dead_code_steps steps, put token features in place of dead codes."}

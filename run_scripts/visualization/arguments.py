@@ -16,7 +16,7 @@ class VisualizationArguments(CheckpointArguments, PairArguments):
         metadata={"help": "Column of categories, by which coherence is measured. Without it: by words of captions."},
     )
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed, without a download."})
-    max_rows: int | None = field(default=None, metadata={"help": "Stop after so many rows."})
+    max_rows: int | None = field(default=None, metadata={"help": "Stop after this many rows."})
     batch_size: int = field(default=64, metadata={"help": "Rows in a forward pass."})
     num_examples: int = field(default=8, metadata={"help": "Images and captions shown for each code."})
     max_pages: int = field(default=2048, metadata={"help": "Codes with a page, those that fire most."})
