@@ -63,7 +63,7 @@ $(OLDEST)/.installed: setup.cfg pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) \
 		$(addprefix tests/test_,$(addsuffix .py,configuration explanation grounding modeling parity pipeline \
-		processing remote_code tokenization trainer))
+		processing remote_code tokenization towers trainer))
 
 test-latest:
 	$(PYTHON) -m venv $(LATEST)

@@ -4,6 +4,7 @@
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -37,6 +38,13 @@ _TRANSFORMERS_NAMES = {
     *("attn_implementation", "auto_map", "experts_implementation", "gradient_checkpointing", "model_type"),
     *("name_or_path", "num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"),
 }
+
+
+def _to_python_number(value: Any) -> Any:
+    """A number of numpy as the Python number that JSON knows; all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _is_positive_int(value: Any) -> bool:
@@ -89,9 +97,9 @@ class FDTConfig(PreTrainedConfig):
             What pooled scores are divided by before the activation; above 0. It goes together with the codebook's size
             and the towers' width: a low one collapses a fresh model to a single code, a high one activates all codes.
         padding_score (`str`, defaults to `"zero"`):
-            `"zero"` counts every position between a caption's end and the text tower's `max_position_embeddings` as
-            a token of score 0, as the original does; `"ignore"` never counts padding. Either way a caption's
-            embedding does not depend on how far it is padded.
+            `"zero"` counts every position between a caption's end and position 77 (of a text tower with a shorter
+            context, its end) as a token of score 0, as the original does; `"ignore"` never counts padding. Either way
+            a caption's embedding does not depend on how far it is padded.
         logit_scale_init_value (`float`, defaults to 2.6592):
             Natural logarithm of the factor on cosine similarities at the start.
         logit_scale_max (`float`, defaults to `log(100)`):
@@ -119,7 +127,7 @@ class FDTConfig(PreTrainedConfig):
     # What Trainer gathers in evaluation are the embeddings, from which every metric follows.
     keys_to_ignore_at_inference = [
         *("logits_per_image", "logits_per_text", "image_code_weights", "text_code_weights"),
-        *("vision_model_output", "text_model_output"),
+        *("vision_model_output", "text_model_output", "pooler_output"),
     ]
 
     _allowed_values: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {
@@ -149,6 +157,7 @@ class FDTConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         field = self.attribute_map.get(name, name)
         if field in self._allowed_values:
+            value = _to_python_number(value)
             is_allowed, allowed = self._allowed_values[field]
             if not is_allowed(value):
                 raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")

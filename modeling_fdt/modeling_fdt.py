@@ -17,23 +17,28 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
 from .towers_fdt import (
+    ORIGINAL_CONTEXT_LENGTH,
     TYPES_TRAINED_WITH_PADDING,
     build_tower,
     check_token_features,
     copy_weights,
+    distribute_sdpa,
     get_context_length,
     get_hidden_size,
     get_patch_size,
     is_unused_parameter,
     load_tower,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -92,6 +97,8 @@ class FDTOutput(ModelOutput):
             The weight of every code, at least 0; with sparsemax or softmax a row sums to 1.
         vision_model_output (`FDTVisionModelOutput`), text_model_output (`FDTTextModelOutput`):
             What the towers returned.
+        pooler_output (`torch.Tensor` of shape `(batch_size, codebook_dim)`, *optional*):
+            Of images or captions alone, their embeddings, under the name that transformers' generic code reads.
     """
 
     loss: torch.Tensor | None = None
@@ -103,6 +110,7 @@ class FDTOutput(ModelOutput):
     text_code_weights: torch.Tensor | None = None
     vision_model_output: FDTVisionModelOutput | None = None
     text_model_output: FDTTextModelOutput | None = None
+    pooler_output: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
@@ -125,6 +133,10 @@ class FDTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: FDTConfig):
+        # Read before transformers replaces None, nobody's wish, by its default. The attribute is private, but the only
+        # place where `from_pretrained(..., attn_implementation="sdpa")` leaves its mark before towers are built.
+        if config._attn_implementation == "sdpa":
+            config._attn_implementation = distribute_sdpa(config)
         super().__init__(config)
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self._require_grads_hooks: list[RemovableHandle] = []
@@ -173,6 +185,15 @@ class FDTPreTrainedModel(PreTrainedModel):
                 model_type = self.config.vision_config.model_type
                 raise ValueError(f"`freeze_patch_embedding`: a {model_type} tower has no patch embedding.") from error
             patch_embedding.requires_grad_(False)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """
+        Change how attention is computed, as in every transformers model: one implementation, or one for each of
+        `vision_config` and `text_config`. If it is `"sdpa"` for both, a tower that lacks it computes eagerly.
+        """
+        if attn_implementation == "sdpa":
+            attn_implementation = distribute_sdpa(self.config)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def enable_input_require_grads(self) -> None:
         """
@@ -368,10 +389,13 @@ class _TextGrounding:
 
     @property
     def _padded_length(self) -> int | None:
-        # Official: scores of padding are multiplied by 0 and a caption is always padded to the context length, so a
-        # shorter caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length
-        # alone (tests/test_modeling.py::test_caption_does_not_depend_on_padding).
-        return get_context_length(self.config.text_config) if self.config.padding_score == "zero" else None
+        # Official: scores of padding are multiplied by 0 and a caption is always padded to 77 tokens, so a shorter
+        # caption's scores are floored at 0; kept for checkpoint parity, in terms of the caption's length alone
+        # (tests/test_modeling.py::test_caption_does_not_depend_on_padding). A tower of a longer context is no reason
+        # to count more padding: the mean over 32,768 positions of a caption of ten tokens is nearly 0 for every code.
+        if self.config.padding_score == "ignore":
+            return None
+        return min(get_context_length(self.config.text_config), ORIGINAL_CONTEXT_LENGTH)
 
     def _pad_to_context(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int
@@ -526,8 +550,9 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             position_ids, token_type_ids (`torch.LongTensor`, *optional*): for text towers that take them.
             return_loss (`bool`, defaults to `True`):
                 Whether to return the contrastive loss; image i and caption i are a pair. In evaluation, where there
-                are not as many images as captions, there are no pairs and the loss is None. Without it no process
-                waits for another, in training neither.
+                are not as many images as captions, there are no pairs and the loss is None, as it is in an exported
+                model, which takes any numbers of both. Without it no process waits for another, in training neither.
+                One pair alone has nothing to be told from: its loss is 0 and teaches nothing.
             interpolate_pos_encoding (`bool`, defaults to `False`):
                 Whether the image tower stretches its position embeddings to the images' size.
             kwargs: for both towers, e.g. `output_attentions`, `output_hidden_states`.
@@ -550,13 +575,17 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_kwargs = {name: value for name, value in text_kwargs.items() if value is not None}
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **text_kwargs, **kwargs)
 
-        logits_per_image = loss = None
-        if pixel_values is not None and input_ids is not None:
+        logits_per_image = loss = pooler_output = None
+        if pixel_values is None or input_ids is None:
+            pooler_output = image_output.image_embeds if input_ids is None else text_output.text_embeds
+        else:
             image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
             if self.training and return_loss:
                 image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
+                _warn_of_a_single_pair(len(image_embeds))
             logits_per_image = contrastive_logits(image_embeds, text_embeds, self.capped_logit_scale)
-            if return_loss and len(image_embeds) == len(text_embeds):
+            # A loss would tie the two batch sizes of an exported model to each other.
+            if return_loss and not torch.compiler.is_exporting() and len(image_embeds) == len(text_embeds):
                 loss = contrastive_loss(logits_per_image)
 
         return FDTOutput(
@@ -569,6 +598,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_code_weights=text_output.text_code_weights,
             vision_model_output=None if pixel_values is None else image_output,
             text_model_output=None if input_ids is None else text_output,
+            pooler_output=pooler_output,
         )
 
     def get_token_queries(
@@ -678,6 +708,14 @@ class FDTForImageClassification(_ImageGrounding, FDTPreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _warn_of_a_single_pair(num_pairs: int) -> None:
+    if num_pairs == 1:
+        logger.warning_once(
+            "A training batch of one pair has a contrastive loss of 0 and gives no gradient. Gradient accumulation by "
+            "a plain Trainer does not help, as it adds up losses of micro-batches: use larger batches or FDTTrainer."
         )
 
 

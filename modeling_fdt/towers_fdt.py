@@ -37,6 +37,9 @@ _UNUSED_PARAMETERS = {
     "swinv2": r"^layernorm\.",
 }
 
+# Of CLIP's text tower, to which the original pads every caption.
+ORIGINAL_CONTEXT_LENGTH = 77
+
 # Text towers that were trained without an attention mask on captions padded to the context: with a mask, or without
 # that padding, their token features are others than those they learnt.
 TYPES_TRAINED_WITH_PADDING = {"siglip_text_model", "siglip2_text_model"}
@@ -200,7 +203,22 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A tower, not in the type that its own checkpoint had, but in that of the whole model."""
+    # Private, but unlike the class itself it takes a type, and AutoModel.from_config does not know all towers
+    # (tests/test_towers.py::test_towers_are_built_in_the_type_of_the_model).
     return get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
+
+
+def distribute_sdpa(config: PreTrainedConfig) -> dict[str, str]:
+    """
+    What `attn_implementation="sdpa"`, asked of a whole model, means for its parts: a tower that lacks it is eager.
+
+    Args:
+        config (`PreTrainedConfig`): the whole model's.
+    """
+    # transformers says only in a private word what a class can compute
+    # (tests/test_towers.py::test_sdpa_where_a_tower_has_it).
+    has_sdpa = {half: get_tower_class(getattr(config, half))._supports_sdpa for half in config.sub_configs}
+    return {"": "sdpa", **{half: "sdpa" if has_it else "eager" for half, has_it in has_sdpa.items()}}
 
 
 # What says where a checkpoint is found; its configuration is found there too.

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from transformers import AutoConfig, BertConfig, CLIPConfig, Swinv2Config
 
@@ -97,6 +98,18 @@ def test_a_checkpoint_of_another_release_may_carry_new_fields(tmp_path):
 def test_refusals_name_field_value_and_what_is_allowed(fields, message):
     with pytest.raises(ValueError, match="(?s)" + message):
         FDTConfig(**fields)
+
+
+def test_numbers_of_numpy_become_numbers_of_python(tmp_path):
+    config = build_tiny_config(
+        codebook_size=np.int64(8), grounding_temperature=np.float32(0.5), logit_scale_max=np.float64(2)
+    )
+    config.save_pretrained(tmp_path)
+    for each in (config, FDTConfig.from_pretrained(tmp_path)):
+        numbers = (each.codebook_size, each.grounding_temperature, each.logit_scale_max)
+        assert numbers == (8, 0.5, 2.0) and [type(number) for number in numbers] == [int, float, float]
+    with pytest.raises(ValueError, match="`codebook_size` must be an integer above 0, got 8.0"):
+        build_tiny_config(codebook_size=np.float32(8))
 
 
 def test_assignment_is_checked_too(tiny_config):

@@ -13,11 +13,12 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     BertConfig,
     GPT2Config,
+    LlamaConfig,
     RobertaConfig,
     SiglipTextConfig,
 )
 
-from modeling_fdt import FDTForImageClassification, FDTModel, FDTTextModel, FDTVisionModel
+from modeling_fdt import FDTForImageClassification, FDTModel, FDTTextModel, FDTVisionModel, modeling_fdt
 from tests.conftest import build_tiny_config
 
 
@@ -120,6 +121,21 @@ def test_what_is_given_for_each_token_follows_its_token(tokenizer):
     torch.testing.assert_close(padded_embeds, embeds, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_a_caption_does_not_depend_on_how_long_it_could_be(pooling, tokenizer):
+    batch = tokenizer(["a cat", "a cat that is sitting on a mat"], padding=True, return_tensors="pt")
+    weights = []
+    for context_length in (77, 32768):
+        torch.manual_seed(0)
+        text_config = LlamaConfig(
+            **SMALL, num_key_value_heads=2, vocab_size=49409, max_position_embeddings=context_length
+        )
+        model = FDTModel(build_tiny_config(text_config=text_config, token_pooling=pooling, grounding_temperature=0.05))
+        weights.append(model.eval().get_text_features(**batch).text_code_weights)
+    torch.testing.assert_close(weights[0], weights[1])
+    assert (weights[1] > 0).sum(dim=-1).max() < 64  # not all codes alike
+
+
 def test_padding_scores_of_the_two_kinds_differ_for_short_captions_only(tokenizer):
     # With softmax a code whose score is negative at every token, and so floored at 0 in the first kind, has a weight.
     zero, ignore = (
@@ -157,8 +173,10 @@ def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
     torch.testing.assert_close(images.image_embeds, both.image_embeds)
     torch.testing.assert_close(texts.text_embeds, both.text_embeds)
     assert images.loss is images.logits_per_image is images.text_embeds is None
-    assert list(images) == ["image_embeds", "image_code_weights", "vision_model_output"]
-    assert list(texts) == ["text_embeds", "text_code_weights", "text_model_output"]
+    assert list(images) == ["image_embeds", "image_code_weights", "vision_model_output", "pooler_output"]
+    assert list(texts) == ["text_embeds", "text_code_weights", "text_model_output", "pooler_output"]
+    assert images.pooler_output is images.image_embeds and texts.pooler_output is texts.text_embeds
+    assert both.pooler_output is None
 
 
 @pytest.mark.parametrize("cls", [FDTModel, FDTVisionModel, FDTTextModel])
@@ -339,6 +357,34 @@ def test_compiles_without_a_graph_break(tiny_model, inputs):
     for name, p in tiny_model.named_parameters():
         if p.requires_grad:
             torch.testing.assert_close(grads[name], p.grad, msg=name)
+
+
+def test_exports_for_any_numbers_of_images_captions_and_tokens(tiny_model, inputs):
+    num_captions, length = torch.export.Dim("num_captions"), torch.export.Dim("length", max=77)
+    shapes = {name: {0: num_captions, 1: length} for name in ("input_ids", "attention_mask")}
+    shapes["pixel_values"] = {0: torch.export.Dim("num_images")}
+    program = torch.export.export(tiny_model, (), inputs, dynamic_shapes=shapes).module()
+    other = {"pixel_values": torch.randn(5, 3, 32, 32), "input_ids": torch.randint(5, 99, (2, 11))}
+    other["attention_mask"] = torch.tensor([[1] * 11, [1] * 4 + [0] * 7])
+    for each in (inputs, other):
+        logits = program(**each).logits_per_image
+        torch.testing.assert_close(logits, tiny_model(**each).logits_per_image)
+        assert logits.shape == (len(each["pixel_values"]), len(each["input_ids"]))
+
+
+def test_a_training_batch_of_one_pair_is_warned_of_once(tiny_model, inputs, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(modeling_fdt.logger, "warning_once", warnings.append)
+    one = {name: value[:1] for name, value in inputs.items()}
+    tiny_model(**one)
+    tiny_model.train()
+    tiny_model(**inputs)
+    tiny_model(**one, return_loss=False)
+    assert warnings == []
+    loss = tiny_model(**one).loss
+    loss.backward()
+    assert loss == 0 and all((p.grad == 0).all() for p in tiny_model.parameters() if p.grad is not None)
+    assert len(warnings) == 1 and "one pair" in warnings[0]
 
 
 def test_device_map(tiny_model, inputs, tmp_path):

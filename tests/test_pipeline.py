@@ -59,6 +59,7 @@ def test_image_feature_extraction(folder, images):
     model = AutoModel.from_pretrained(folder)
     expected = model(**processor(images=images[0], return_tensors="pt")).image_embeds
     torch.testing.assert_close(extract(images[0]), expected)
+    torch.testing.assert_close(extract(images[0], pool=True), expected)
 
 
 def test_image_classification(folder, images):

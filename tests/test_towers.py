@@ -212,6 +212,39 @@ def test_gradients_reach_frozen_embeddings(model_type):
     assert gradients.keys() == adapter and adapter
 
 
+# How they compute attention
+
+
+@pytest.mark.parametrize("model_type", ["convnext", "swinv2", "deberta", "clip_text_model"])
+def test_sdpa_where_a_tower_has_it(model_type, tmp_path):
+    model = build_model(model_type)
+    model.save_pretrained(tmp_path)
+    half = "vision" if model_type in VISION_TOWERS else "text"
+    other = {"vision": "text", "text": "vision"}[half]
+    expected = "sdpa" if model_type == "clip_text_model" else "eager"
+    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
+    loaded = FDTModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    built = AutoModel.from_config(copy.deepcopy(model.config), attn_implementation="sdpa")
+    for each in (model, loaded, built):
+        implementations = {name: getattr(each, f"{name}_tower").config._attn_implementation for name in (half, other)}
+        assert implementations == {half: expected, other: "sdpa"}
+    if expected == "eager":  # what is asked of this tower alone is not another's choice
+        asked = {f"{half}_config": "sdpa", f"{other}_config": "eager"}
+        with pytest.raises(ValueError, match="does not support an attention implementation"):
+            FDTModel.from_pretrained(tmp_path, attn_implementation=asked)
+    asked = {f"{half}_config": "eager", f"{other}_config": "sdpa"}
+    each = FDTModel.from_pretrained(tmp_path, attn_implementation=asked)
+    assert [getattr(each, f"{name}_tower").config._attn_implementation for name in (half, other)] == ["eager", "sdpa"]
+
+
+def test_towers_are_built_in_the_type_of_the_model():
+    config = build_tower_config("siglip_vision_model")
+    config.dtype = torch.float16
+    model = FDTModel(build_tiny_config(vision_config=config, text_config=SMALL_TEXT))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 # Which tokens are grounded
 
 
