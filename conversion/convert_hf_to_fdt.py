@@ -52,9 +52,9 @@ def convert_hf_to_fdt(arguments: BackConversionArguments) -> None:
         from .original_checkpoint import read_original_checkpoint, write_original_checkpoint
         from .to_original import original_config_of, original_tensors
         from .verify import verify
-        from .weights import load_model
+        from .weights import load_checked_model
 
-        model = load_model(arguments.model, ("fdt", "clip"))
+        model = load_checked_model(arguments.model, ("fdt", "clip"))
         raw, swin = original_config_of(model)
         config = parse_original_config(raw, swin)
         with reported_as(f"{arguments.output_dir}: cannot be written"):

@@ -15,7 +15,7 @@ from modeling_fdt import FDTModel, FDTProcessor
 
 from .command_line import reported_as
 from .open_clip import is_open_clip, load_open_clip_towers, open_clip_image_processor
-from .weights import load_model
+from .weights import load_checked_model
 
 
 # SigLIP 2 at a fixed resolution is of type "siglip"; with images of any shape ("siglip2") its inputs differ.
@@ -37,7 +37,7 @@ def load_towers(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """
     if is_open_clip(name):
         return load_open_clip_towers(name)
-    model = load_model(name, TWO_TOWER_TYPES, needed=("vision_model.", "text_model."))
+    model = load_checked_model(name, TWO_TOWER_TYPES, needed=("vision_model.", "text_model."))
     return model.vision_model, model.text_model
 
 

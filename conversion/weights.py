@@ -46,7 +46,7 @@ def _find_fault(tensor: torch.Tensor) -> str | None:
     return f"{num_bad:,} of {tensor.numel():,} values are NaN, infinite or too large for float32" if num_bad else None
 
 
-def load_model(name: str, model_types: tuple[str, ...], needed: tuple[str, ...] = ("",)) -> PreTrainedModel:
+def load_checked_model(name: str, model_types: tuple[str, ...], needed: tuple[str, ...] = ("",)) -> PreTrainedModel:
     """
     A checkpoint of transformers in float32, all of whose needed weights were in it.
 

@@ -170,7 +170,7 @@ def test_the_probe_learns_what_no_linear_one_can():
     features = torch.randn(1000, 2, generator=generator).sign() + 0.1 * torch.randn(1000, 2, generator=generator)
     targets = (features[:, 0] * features[:, 1] > 0).long()
     scores = torch.eye(2)[targets].to_sparse()
-    probe = vqa.fit_probe(features, scores, hidden_dim=64, num_epochs=60, seed=0, device="cpu")
+    probe = vqa.fit_answers(features, scores, hidden_dim=64, num_epochs=60, seed=0, device="cpu")
     assert (vqa.predict(probe, features, "cpu") == targets).double().mean() > 0.95
 
 

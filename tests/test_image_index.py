@@ -416,7 +416,7 @@ def kill_in_search_files():
     image_index.scipy.sparse.save_npz = killing(image_index.scipy.sparse.save_npz, 1)
 
 def kill_before_publishing():
-    image_index._hash_file = killing(image_index._hash_file, 3)
+    image_index.hash_file = killing(image_index.hash_file, 3)
 
 model_name, model = model, load_model(model)
 for kill in (kill_in_batch, kill_in_transaction, kill_in_search_files, kill_before_publishing):

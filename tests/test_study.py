@@ -235,8 +235,8 @@ def test_restart_skips_what_is_there(study_folder, monkeypatch):
     before, trained = read_runs(study_folder), []
     lost = next(name for name in before if name.startswith("FDT") and name.endswith("seed2"))
     (study_folder / "study" / "runs" / f"{lost}.json").unlink()
-    train = study.train
-    monkeypatch.setattr(study, "train", lambda study, run: trained.append(run.name) or train(study, run))
+    train = study.train_variant
+    monkeypatch.setattr(study, "train_variant", lambda study, run: trained.append(run.name) or train(study, run))
     main([str(study_folder / "study.json")])
     assert trained == [lost]
     after = read_runs(study_folder)
@@ -247,7 +247,7 @@ def test_restart_skips_what_is_there(study_folder, monkeypatch):
 
 
 def test_results_of_other_settings_are_not_taken(study_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "train", None)  # nothing is trained
+    monkeypatch.setattr(study, "train_variant", None)  # nothing is trained
     settings = {**build_settings(study_folder), "augmentation": None}
     with pytest.raises(ValueError, match=r"CLIP-trial0-seed0.json has other \['augmentation'\]"):
         main(write_settings(tmp_path, settings))
@@ -265,7 +265,7 @@ def test_data_order_does_not_depend_on_the_variant(study_folder, monkeypatch):
     monkeypatch.setattr(study.ContrastiveCollator, "__call__", record)
     prepared = study.prepare_study(*parse_arguments(STUDY, [str(study_folder / "study.json")]))
     for variant in prepared.arguments.variants:
-        study.train(prepared, study.Run(variant, 0, 5, is_tuning=True))
+        study.train_variant(prepared, study.Run(variant, 0, 5, is_tuning=True))
     number = len(seen) // 2
     assert number >= 2
     for first, second in zip(seen[:number], seen[number:], strict=True):
@@ -331,10 +331,10 @@ def test_summary_by_hand():
         "B": [{"results": {"test": {"top_1": value, "active_per_image": None}}} for value in (0.0, 0.0, 0.3)],
     }
     columns = {"top-1": "top_1"}
-    assert study.format_results(finals, "test", columns).splitlines() == [
+    assert study.format_variants(finals, "test", columns).splitlines() == [
         *("| variant | top-1 |", "|---|---:|", "| A | 30.0 ± 26.5 |", "| B | 10.0 ± 17.3 |"),
     ]
-    assert study.format_results(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
+    assert study.format_variants(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
         "| A | 2.0 ± 0.0 |"
     ]
 

@@ -27,6 +27,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from modeling_fdt import FDTConfig, FDTModel, pooled_grounding_scores, sparsemax
 from run_scripts.arguments import run_command
+from run_scripts.data.files import format_markdown_table
 
 
 TEMPERATURE = 1000.0
@@ -287,19 +288,23 @@ def plot_scaling(scaling: dict[str, list[dict]], path: Path) -> None:
 
 def format_grounding(rows: list[dict]) -> str:
     """Rows of `compare_grounding` as a Markdown table."""
-    lines = [
-        "| grounding, forward + backward | eager s | fast s | ratio | matrix product s (bound) | forward / bound rate "
-        "| eager MiB | fast MiB | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    headings = ["grounding, forward + backward", "eager s", "fast s", "ratio", "matrix product s (bound)"]
+    headings += ["forward / bound rate", "eager MiB", "fast MiB", "ratio"]
+    cells = []
     for row in rows:
         seconds, peaks = row["seconds"], {name: peak / 2**20 for name, peak in row["peak_bytes"].items()}
-        lines.append(
-            f"| {Shape(**row['shape'])} | {seconds['eager']:.3g} | {seconds['fast']:.3g} | {row['time_ratio']:.2f} "
-            f"| {seconds['matmul']:.3g} | {row['forward_share_of_matmul_rate']:.0%} "
-            f"| {peaks['eager']:.0f} | {peaks['fast']:.0f} | {row['memory_ratio']:.2f} |"
+        cells.append(
+            [
+                str(Shape(**row["shape"])),
+                *(f"{seconds[name]:.3g}" for name in ("eager", "fast")),
+                f"{row['time_ratio']:.2f}",
+                f"{seconds['matmul']:.3g}",
+                f"{row['forward_share_of_matmul_rate']:.0%}",
+                *(f"{peaks[name]:.0f}" for name in ("eager", "fast")),
+                f"{row['memory_ratio']:.2f}",
+            ]
         )
-    return "\n".join(lines)
+    return format_markdown_table(headings, cells)
 
 
 def main(arguments: BenchmarkArguments) -> None:
@@ -328,13 +333,11 @@ def main(arguments: BenchmarkArguments) -> None:
         print(format_grounding(results["grounding"]) + "\n")
     if "step" in arguments.parts:
         results["step"] = step = compare_steps(arguments)
-        print(
-            f"| ViT-B/32 training step, batch {step['batch_size']}, {step['dtype']} | CLIP s | FDT s | ratio | bound |"
-        )
-        print("|---|---|---|---|---|")
-        seconds = step["seconds"]
-        print(f"| forward, backward, AdamW | {seconds['clip']:.3g} | {seconds['fdt']:.3g} ", end="")
-        print(f"| {step['time_ratio']:.3f} | {step['arithmetic_bound']:.3f} |\n")
+        title = f"ViT-B/32 training step, batch {step['batch_size']}, {step['dtype']}"
+        cells = [f"{step['seconds'][name]:.3g}" for name in ("clip", "fdt")]
+        cells += [f"{step[name]:.3f}" for name in ("time_ratio", "arithmetic_bound")]
+        row = ["forward, backward, AdamW", *cells]
+        print(format_markdown_table([title, "CLIP s", "FDT s", "ratio", "bound"], [row]) + "\n")
     if "scaling" in arguments.parts:
         results["scaling"] = sweep(arguments, dtypes[-1])
         print(format_grounding([row for rows in results["scaling"].values() for row in rows]))

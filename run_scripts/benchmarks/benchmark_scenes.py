@@ -9,8 +9,7 @@ The first scenes are slower: every drawing is recoloured and scaled when it is f
 import time
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
+from run_scripts.arguments import run_command
 from run_scripts.data.scenes import SceneDataset
 
 
@@ -42,4 +41,4 @@ def main(arguments: SceneBenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(SceneBenchmarkArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, SceneBenchmarkArguments)

@@ -25,6 +25,7 @@ import torch
 from datasets import Dataset
 
 from run_scripts.arguments import run_command
+from run_scripts.data.files import format_markdown_table
 from run_scripts.data.source import check_columns, open_dataset
 from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
 from run_scripts.evaluation.inputs import read_pictures
@@ -33,7 +34,7 @@ from run_scripts.search.image_index import (
     build_dense_index,
     build_inverted_index,
     keep_largest,
-    score_codes,
+    score_images,
     search_dense,
     stack_codes,
 )
@@ -41,6 +42,7 @@ from run_scripts.search.image_index import (
 
 TOP_K = 10
 PARTS = ("recall", "growth")
+COSTS = ["bytes an image", "ratio", "ms a query", "ratio"]
 
 
 @dataclass
@@ -106,7 +108,7 @@ def make_sparse(inverted_index: scipy.sparse.csr_array) -> Contestant:
     with tempfile.TemporaryFile() as file:
         scipy.sparse.save_npz(file, inverted_index, compressed=False)
         num_bytes = file.tell()
-    return Contestant("code_weights", lambda query, top_k: best(score_codes(inverted_index, query), top_k), num_bytes)
+    return Contestant("code_weights", lambda query, top_k: best(score_images(inverted_index, query), top_k), num_bytes)
 
 
 def to_sparse(code_weights: np.ndarray, num_codes: int | None = None) -> scipy.sparse.csr_array:
@@ -133,7 +135,7 @@ def make_contestants(images: Features, numbers_of_codes: list[int]) -> dict[str,
     return contestants
 
 
-def measure_seconds(contestants: dict[str, Contestant], queries: dict[str, np.ndarray]) -> dict[str, float]:
+def measure_cpu_seconds(contestants: dict[str, Contestant], queries: dict[str, np.ndarray]) -> dict[str, float]:
     """Median CPU time of each contestant over its queries, of which all have the same number; they take turns."""
     seconds = {name: [] for name in contestants}
     for turn in zip(*(queries[name] for name in contestants), strict=True):
@@ -178,7 +180,7 @@ def compare_recall(arguments: SearchBenchmarkArguments) -> dict:
         name: getattr(captions, contestant.by)[: arguments.num_queries].numpy()
         for name, contestant in contestants.items()
     }
-    seconds = measure_seconds(contestants, timed)
+    seconds = measure_cpu_seconds(contestants, timed)
 
     by_caption = np.arange(len(names))[:, None] == labels
     by_picture = labels[:, None] == labels
@@ -229,7 +231,7 @@ def compare_growth(arguments: SearchBenchmarkArguments) -> dict[str, dict[str, d
             contestants[name] = make_sparse(build_inverted_index(code_weights))
             # A query has as many active codes as the pictures that it is compared with.
             queries[name] = code_weights[: arguments.num_queries].toarray()
-        seconds = measure_seconds(contestants, queries)
+        seconds = measure_cpu_seconds(contestants, queries)
         results[str(num_pictures)] = {
             name: {"bytes_per_picture": contestant.num_bytes / num_pictures, "seconds": seconds[name]}
             for name, contestant in contestants.items()
@@ -239,34 +241,34 @@ def compare_growth(arguments: SearchBenchmarkArguments) -> dict[str, dict[str, d
 
 def format_recall(results: dict) -> str:
     """Result of `compare_recall` as a Markdown table."""
-    lines = [
-        f"| {results['num_pictures']} pictures | text to image, {results['num_captions']} captions: R@1 / 5 / 10 "
-        f"| image to image, {results['num_picture_queries']} pictures: R@1 / 5 / 10 | bytes a picture | ratio "
-        "| ms a query | ratio |",
-        "|---|---|---|---|---|---|---|",
+    headings = [
+        f"{results['num_pictures']} images",
+        f"text to image, {results['num_captions']} captions: R@1 / 5 / 10",
+        f"image to image, {results['num_picture_queries']} images: R@1 / 5 / 10",
     ]
+    rows = []
     for name, row in results["contestants"].items():
         recalls = [" / ".join(f"{v:.1%}" for v in row[task].values()) for task in ("text to image", "image to image")]
-        lines.append(f"| {name} | {' | '.join(recalls)} | {format_cost(row, results['contestants'])} |")
-    return "\n".join(lines)
+        rows.append([name, *recalls, *format_cost(row, results["contestants"])])
+    return format_markdown_table(headings + COSTS, rows)
 
 
 def format_growth(results: dict) -> str:
     """Result of `compare_growth` as a Markdown table."""
-    lines = ["| pictures | search by | bytes a picture | ratio | ms a query | ratio |", "|---|---|---|---|---|---|"]
-    for num_pictures, rows in results.items():
-        lines += [f"| {int(num_pictures):,} | {name} | {format_cost(row, rows)} |" for name, row in rows.items()]
-    return "\n".join(lines)
+    rows = [
+        [f"{int(num_pictures):,}", name, *format_cost(row, contestants)]
+        for num_pictures, contestants in results.items()
+        for name, row in contestants.items()
+    ]
+    return format_markdown_table(["images", "search by", *COSTS], rows, num_left=2)
 
 
-def format_cost(row: dict, rows: dict[str, dict]) -> str:
-    """Size and time, each with its ratio to the flat index."""
+def format_cost(row: dict, rows: dict[str, dict]) -> list[str]:
+    """Size and time, as `COSTS` names them, each with its ratio to the flat index."""
     flat = rows["embeds, flat"]
     size, seconds = row["bytes_per_picture"], row["seconds"]
-    return (
-        f"{size:,.0f} | {size / flat['bytes_per_picture']:.2f} "
-        f"| {1000 * seconds:.3g} | {seconds / flat['seconds']:.2f}"
-    )
+    ratios = (f"{size / flat['bytes_per_picture']:.2f}", f"{seconds / flat['seconds']:.2f}")
+    return [f"{size:,.0f}", ratios[0], f"{1000 * seconds:.3g}", ratios[1]]
 
 
 def main(arguments: SearchBenchmarkArguments) -> None:

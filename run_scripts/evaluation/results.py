@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 import modeling_fdt
+from run_scripts.data.files import format_markdown_table, hash_file
 from run_scripts.evaluation.arguments import EvaluationArguments
 
 
@@ -109,13 +110,7 @@ def hash_weights(name_or_path: str) -> str:
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = Path(snapshot_download(name_or_path, allow_patterns="*.safetensors"))
-    hashes = []
-    for path in sorted(folder.glob("*.safetensors")):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        hashes.append(digest.hexdigest())
+    hashes = [hash_file(path) for path in sorted(folder.glob("*.safetensors"))]
     if not hashes:
         raise ValueError(f"model={name_or_path!r} has no safetensors file")
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -174,7 +169,7 @@ def format_table(title: str, metrics: dict[str, dict[str, Any]], headline: str |
         headline: name of one of them.
     """
     comparisons = [name for name in ("chance", "control") if name == "chance" or has_any(metrics, name)]
-    lines = [f"| {title} | value | {' | '.join(comparisons)} |", "|---|---:" + "|---:" * len(comparisons) + "|"]
+    rows = []
     for name, metric in metrics.items():
         value = format_value(metric["value"], metric["unit"])
         cells = [
@@ -183,8 +178,8 @@ def format_table(title: str, metrics: dict[str, dict[str, Any]], headline: str |
         ]
         if name == headline:
             name, value = f"**{name}**", f"**{value}**"
-        lines.append(f"| {name} | {value} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, value, *cells])
+    return format_markdown_table([title, "value", *comparisons], rows)
 
 
 def has_any(metrics: dict[str, dict[str, Any]], name: str) -> bool:

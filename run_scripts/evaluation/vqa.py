@@ -111,7 +111,7 @@ def score_table(answers: list[list[str]], vocabulary: list[str]) -> torch.Tensor
     return torch.sparse_coo_tensor(indices, values, (len(answers), len(vocabulary)), check_invariants=True).coalesce()
 
 
-def fit_probe(
+def fit_answers(
     features: torch.Tensor, scores: torch.Tensor, hidden_dim: int, num_epochs: int, seed: int, device: str
 ) -> nn.Module:
     """An MLP with one hidden layer, fitted to soft scores by binary cross-entropy (AdamW, 1e-3, batches of 512).
@@ -158,7 +158,7 @@ def evaluate_vqa(model: PreTrainedModel, processor: ProcessorMixin, arguments: V
     vocabulary = most_frequent_answers(answers["train"], arguments.num_answers)
     device = str(model.device)
     scores = score_table(answers["train"], vocabulary)
-    probe = fit_probe(features["train"], scores, arguments.hidden_dim, arguments.num_epochs, arguments.seed, device)
+    probe = fit_answers(features["train"], scores, arguments.hidden_dim, arguments.num_epochs, arguments.seed, device)
     predictions = [vocabulary[position] for position in predict(probe, features["test"], device)]
 
     def accuracy(guesses: list[str]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from modeling_fdt.model_card import find_base_model
+from run_scripts.data.files import format_markdown_table
 
 
 _CARD_NAME = "README.md"
@@ -68,12 +69,13 @@ def add_results(folder: str | Path, paths: Sequence[str | Path]) -> None:
         raise ValueError(f"`folder` must hold a model card, got {folder} without {_CARD_NAME}.")
     results = [result for name in paths for result in read_results(name)]
     card = ModelCard.load(path)
-    table = ["| data | metric | value | chance |", "|---|---|---|---|"]
+    rows = []
     for result in results:
-        chance = (result.metric_args or {}).get("chance", "")
         data = f"{result.dataset_name} ({result.dataset_split})"
-        table.append(f"| {data} | {result.metric_name} | {result.metric_value} | {chance} |")
-    section = "## Evaluation\n\n" + "\n".join(table) + "\n\n"
+        chance = (result.metric_args or {}).get("chance", "")
+        rows.append([data, result.metric_name, str(result.metric_value), str(chance)])
+    table = format_markdown_table(["data", "metric", "value", "chance"], rows, num_left=2)
+    section = f"## Evaluation\n\n{table}\n\n"
     card.text, num_sections = _EVALUATION.subn(lambda _: section, card.text)
     if num_sections != 1:
         raise ValueError(f"{path} must have one section `## Evaluation`, got {num_sections}.")

@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, ProcessorMixin
 
+from run_scripts.data.files import hash_file
 from run_scripts.evaluation.embedding import Features
 
 
@@ -138,7 +139,7 @@ def keep_largest(codes: np.ndarray, code_weights: np.ndarray, num_codes: int) ->
     return codes[kept], code_weights[kept]
 
 
-def score_codes(inverted_index: scipy.sparse.csr_array, code_weights: np.ndarray) -> np.ndarray:
+def score_images(inverted_index: scipy.sparse.csr_array, code_weights: np.ndarray) -> np.ndarray:
     """Cosines of a query's code weights with those of all images.
 
     Args:
@@ -326,7 +327,7 @@ class IndexWriter:
         if code_weights is not None:
             scipy.sparse.save_npz(written / "codes.npz", build_inverted_index(code_weights), compressed=False)
         self._write_files(written / "files.sqlite3")
-        checksums = {path.name: _hash_file(path) for path in sorted(written.iterdir())}
+        checksums = {path.name: hash_file(path) for path in sorted(written.iterdir())}
         with self._connection:
             named = {"number": number, "settings": settings, "checksums": checksums}
             self._set_facts(search_files=named, is_current=True)
@@ -428,7 +429,7 @@ class ImageIndex:
         if by == "codes":
             if self._inverted_index is None:
                 raise ValueError("by='codes' needs a model with codes, and the model of this index has none")
-            scores = score_codes(self._inverted_index, query.code_weights[0].numpy())
+            scores = score_images(self._inverted_index, query.code_weights[0].numpy())
             rows = best(scores, top_k)
             scores = scores[rows]
         else:
@@ -524,14 +525,6 @@ def _find_damaged(folder: Path, search_files: dict) -> Path | None:
     """The first search file that is missing or has another checksum."""
     for name, checksum in search_files["checksums"].items():
         path = _search_folder(folder, search_files["number"]) / name
-        if not path.exists() or _hash_file(path) != checksum:
+        if not path.exists() or hash_file(path) != checksum:
             return path
     return None
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -74,7 +74,7 @@ def find_files(folder: Path, caption_column: str) -> tuple[dict[str, FileState],
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         prefix = Path(directory).relative_to(folder)
         captions |= {
-            (prefix / name).as_posix(): caption for name, caption in read_captions(Path(directory), caption_column)
+            (prefix / name).as_posix(): caption for name, caption in read_metadata(Path(directory), caption_column)
         }
         for name in sorted(names):
             if name.startswith(".") or not name.lower().endswith(EXTENSIONS):
@@ -95,7 +95,7 @@ def find_files(folder: Path, caption_column: str) -> tuple[dict[str, FileState],
     return files, unreadable
 
 
-def read_captions(folder: Path, caption_column: str) -> Iterator[tuple[str, str | None]]:
+def read_metadata(folder: Path, caption_column: str) -> Iterator[tuple[str, str | None]]:
     """File names and captions from the metadata that a folder may hold, in the form of `datasets`' imagefolder."""
     for name in ("metadata.csv", "metadata.jsonl"):
         path = folder / name

@@ -24,6 +24,7 @@ from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProc
 from run_scripts.arguments import resolve_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.decoding import decode_rows
+from run_scripts.data.files import format_markdown_table
 from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
 from run_scripts.evaluation.embedding import embed_captions
 from run_scripts.evaluation.metrics import recall_at
@@ -96,7 +97,7 @@ def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) ->
     return train_dataset, eval_dataset, names
 
 
-def check_captions(dataset: Dataset, column: str) -> None:
+def check_every_caption(dataset: Dataset, column: str) -> None:
     """Raise a ValueError for the first row whose caption is missing or empty."""
     for row, captions in enumerate(dataset[column]):
         captions = captions if isinstance(captions, list) else [captions]
@@ -250,7 +251,7 @@ def prepare_contrastive(
     """What the trainer of a contrastive model takes, and the processor."""
     name, columns = arguments.model, (data_arguments.image_column, data_arguments.caption_column)
     for split in splits:
-        check_captions(split, data_arguments.caption_column)
+        check_every_caption(split, data_arguments.caption_column)
     train_dataset, eval_dataset = splits
     captions = [c[0] if isinstance(c, list) else c for c in eval_dataset[data_arguments.caption_column]]
     eval_dataset = eval_dataset.remove_columns(columns[1]).add_column(columns[1], captions)
@@ -267,7 +268,7 @@ def prepare_contrastive(
     return parts, processor
 
 
-def check_arguments(
+def check_fine_tuning(
     arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, training_arguments: FDTTrainingArguments
 ) -> None:
     """Raise a ValueError for arguments that do not go together, or a checkpoint that is not one to start from."""
@@ -293,7 +294,7 @@ def build_trainer(
     arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, training_arguments: FDTTrainingArguments
 ) -> Trainer:
     """Open the data, load the model, freeze what does not train, and join them."""
-    check_arguments(arguments, data_arguments, training_arguments)
+    check_fine_tuning(arguments, data_arguments, training_arguments)
     is_classifier = arguments.task == "classification"
     splits = load_splits(
         data_arguments, "label_column" if is_classifier else "caption_column", training_arguments.seed
@@ -321,12 +322,12 @@ def build_trainer(
 
 def format_results(results: dict[str, dict[str, float]], num_rows: int) -> str:
     """What evaluation gave before and after as a Markdown table: shares in per cent, the rest as it is."""
-    lines = [f"| {num_rows} held-out rows | before | after |", "|---|---|---|"]
+    rows = []
     for name, before in results["before"].items():
         is_share = name.endswith("accuracy") or "_R@" in name
         form = ".1%" if is_share else ".3f" if name.endswith("loss") else ".1f"
-        lines.append(f"| {name.removeprefix('eval_')} | {before:{form}} | {results['after'][name]:{form}} |")
-    return "\n".join(lines)
+        rows.append([name.removeprefix("eval_"), f"{before:{form}}", f"{results['after'][name]:{form}}"])
+    return format_markdown_table([f"{num_rows} held-out rows", "before", "after"], rows)
 
 
 def without_timings(metrics: dict[str, float]) -> dict[str, float]:

@@ -91,7 +91,7 @@ def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPModel, Proces
     return model, FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def check_arguments(data_arguments: DataArguments, training_arguments: FDTTrainingArguments) -> None:
+def check_pretraining(data_arguments: DataArguments, training_arguments: FDTTrainingArguments) -> None:
     """Raise a ValueError for what would stop the run later."""
     if data_arguments.is_stream:
         if training_arguments.max_steps <= 0:
@@ -128,7 +128,7 @@ def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: FDTTrainingArguments
 ) -> PretrainingTrainer:
     """Train, and save the model, its processor and the trainer's state in `training_arguments.output_dir`."""
-    check_arguments(data_arguments, training_arguments)
+    check_pretraining(data_arguments, training_arguments)
     data_seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
     train_dataset = load_train_dataset(
         data_arguments, data_seed, training_arguments.world_size, training_arguments.process_index

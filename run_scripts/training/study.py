@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.towers_fdt import get_context_length
 from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.files import format_markdown_table
 from run_scripts.data.source import check_columns
 from run_scripts.evaluation.inputs import describe_data, read_pictures
 from run_scripts.evaluation.metrics import chance_recall_of
@@ -221,7 +222,7 @@ class StepTimer(TrainerCallback):
         self.seconds.append(time.process_time() - self.started)
 
 
-def train(study: Study, run: Run) -> tuple[PreTrainedModel, dict]:
+def train_variant(study: Study, run: Run) -> tuple[PreTrainedModel, dict]:
     """Train one model; what it cost comes with it."""
     set_seed(run.seed)
     model_class = MODELS[study.arguments.variants[run.variant]["model"]][1]
@@ -281,7 +282,7 @@ def run_once(study: Study, run: Run, command: str) -> dict:
             raise ValueError(f"{path} has other {differing}: remove it, or give another output_dir")
         return result
     started = time.perf_counter()
-    model, costs = train(study, run)
+    model, costs = train_variant(study, run)
     results = evaluate_splits(study, model, ["validation"] if run.is_tuning else ["validation", *TEST_SPLITS])
     result = {
         **asdict(run),
@@ -327,7 +328,7 @@ def mean_and_deviation(values: list[float | None]) -> tuple[float, float] | None
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def format_results(finals: dict[str, list[dict]], split: str, columns: dict[str, str]) -> str:
+def format_variants(finals: dict[str, list[dict]], split: str, columns: dict[str, str]) -> str:
     """A Markdown table, one row for each variant with such a metric: mean ± standard deviation over the seeds.
 
     Args:
@@ -335,20 +336,20 @@ def format_results(finals: dict[str, list[dict]], split: str, columns: dict[str,
         split: of which.
         columns: names of metrics by their heading; shares are given in per cent, numbers of codes as they are.
     """
-    lines = [f"| variant | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    rows = []
     for variant, results in finals.items():
         values = [[result["results"][split][metric] for result in results] for metric in columns.values()]
         summaries = [mean_and_deviation(numbers) for numbers in values]
         if None not in summaries:
             scales = [1 if metric.endswith(("_image", "_caption")) else 100 for metric in columns.values()]
             cells = [f"{s * mean:.1f} ± {s * std:.1f}" for s, (mean, std) in zip(scales, summaries, strict=True)]
-            lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([variant, *cells])
+    return format_markdown_table(["variant", *columns], rows)
 
 
 def format_costs(finals: dict[str, list[dict]]) -> str:
     """A Markdown table of parameters and time, each also as a ratio to the first variant's."""
-    lines = ["| variant | parameters | ratio | CPU seconds per step | ratio |", "|---" + "|---:" * 4 + "|"]
+    headings, rows = ["variant", "parameters", "ratio", "CPU seconds per step", "ratio"], []
     costs = {
         variant: (results[0]["num_parameters"], statistics.median(r["cpu_seconds_per_step"] for r in results))
         for variant, results in finals.items()
@@ -356,13 +357,13 @@ def format_costs(finals: dict[str, list[dict]]) -> str:
     first_parameters, first_seconds = next(iter(costs.values()))
     for variant, (parameters, seconds) in costs.items():
         ratios = (f"{parameters / first_parameters:.2f}", f"{seconds / first_seconds:.2f}")
-        lines.append(f"| {variant} | {parameters:,} | {ratios[0]} | {seconds:.3f} | {ratios[1]} |")
-    return "\n".join(lines)
+        rows.append([variant, f"{parameters:,}", ratios[0], f"{seconds:.3f}", ratios[1]])
+    return format_markdown_table(headings, rows)
 
 
 def format_trials(trials: dict[str, list[dict]], variants: dict[str, dict]) -> str:
     """A Markdown table of all trials, the best of each variant in bold."""
-    lines = ["| variant | trial | rsum on validation |", "|---|---|---:|"]
+    rows = []
     for variant, results in trials.items():
         best = max(results, key=validation_rsum)
         for result in results:
@@ -370,8 +371,8 @@ def format_trials(trials: dict[str, list[dict]], variants: dict[str, dict]) -> s
             tried = {**tried.pop("model_config", {}), **tried}
             score = f"{validation_rsum(result):.1f}"
             score = f"**{score}**" if result is best else score
-            lines.append(f"| {variant} | {', '.join(f'{k} {v}' for k, v in tried.items())} | {score} |")
-    return "\n".join(lines)
+            rows.append([variant, ", ".join(f"{k} {v}" for k, v in tried.items()), score])
+    return format_markdown_table(["variant", "trial", "rsum on validation"], rows, num_left=2)
 
 
 def plot_results(finals: dict[str, list[dict]], chances: dict[str, float], path: Path) -> None:
@@ -398,7 +399,7 @@ def report(study: Study, trials: dict[str, list[dict]], finals: dict[str, list[d
         drawings, concepts = study.dataset[split].num_rows, len(set(study.dataset[split]["concept"]))
         chances[split] = chance_recall_of(torch.ones(drawings, dtype=torch.long), concepts, 5)
         heading = f"{title}: {drawings:,} drawings of {concepts:,} concepts, seeds {study.arguments.seeds}"
-        parts += [f"## {heading}", format_results(finals, split, SHARES), format_results(finals, split, CODES)]
+        parts += [f"## {heading}", format_variants(finals, split, SHARES), format_variants(finals, split, CODES)]
     parts += ["## Cost", format_costs(finals), "## Trials", format_trials(trials, study.arguments.variants)]
     text = "\n\n".join(parts) + "\n"
     (study.output_dir / "results.md").write_text(text, encoding="utf-8")
