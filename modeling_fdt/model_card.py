@@ -53,12 +53,16 @@ def write_model_card(
     if adapters:
         model_class = (adapters.get("auto_mapping") or {}).get("base_model_class", model_class)
         base_model = base_model or find_base_model(folder)
-    is_classifier = model_class == "FDTForImageClassification"
+    half, task = {
+        "FDTForImageClassification": (None, "image-classification"),
+        "FDTTextModel": ("text", "feature-extraction"),
+        "FDTVisionModel": ("image", "image-feature-extraction"),
+    }.get(model_class, (None, "zero-shot-image-classification"))
     tags = ("fdt", "custom_code", *(["lora"] if adapters else []), *tags)
     data = ModelCardData(
         license=license,
         library_name="peft" if adapters else "transformers",
-        pipeline_tag="image-classification" if is_classifier else "zero-shot-image-classification",
+        pipeline_tag=task,
         tags=list(dict.fromkeys(tags)),
         datasets=list(datasets) or None,
         base_model=base_model,
@@ -75,7 +79,8 @@ def write_model_card(
         adapters=adapters,
         codebook=config if "codebook_size" in config else None,
         context_length=_read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        is_classifier=is_classifier,
+        is_classifier=task == "image-classification",
+        half=half,
         origin=origin,
         training=training,
     )

@@ -11,7 +11,15 @@ import torch
 import yaml
 from PIL import Image
 
-from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor, model_card
+from modeling_fdt import (
+    FDTConfig,
+    FDTForImageClassification,
+    FDTModel,
+    FDTProcessor,
+    FDTTextModel,
+    FDTVisionModel,
+    model_card,
+)
 from run_scripts.hub import card as hub_card
 from run_scripts.hub.files import list_uploads
 from run_scripts.push_to_hub import PushArguments, main
@@ -210,6 +218,26 @@ def test_card_of_a_classifier(tmp_path, tiny_config):
 def write_adapters(folder: Path, base_model: str) -> None:
     FDTConfig().save_pretrained(folder)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base_model, "r": 2}))
+
+
+@pytest.mark.parametrize(
+    ("half_class", "task", "shape"),
+    [(FDTVisionModel, "image-feature-extraction", (1, 32)), (FDTTextModel, "feature-extraction", (2, 32))],
+)
+def test_example_in_the_card_of_a_half(
+    half_class, task, shape, tmp_path, tiny_config, tiny_processor, images, monkeypatch
+):
+    half_class(tiny_config).save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    model_card.write_model_card(tmp_path, repo_id=str(tmp_path))
+    card = (tmp_path / "README.md").read_text()
+    assert metadata_of(card)["pipeline_tag"] == task
+    images[0].save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    variables: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0], variables)
+    assert type(variables["model"]) is half_class and variables["embeds"].shape == shape
+    assert variables["codes"].shape[1] == 2
 
 
 def test_adapters_must_name_a_base_model_that_others_can_load(tmp_path, monkeypatch):
