@@ -28,13 +28,20 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _takes_kernels(tensor: torch.Tensor) -> bool:
-    """Whether the kernels of grounding_triton.py can be used: triton compiles for compute capability 8.0 and above."""
+    """Whether grounding_triton.py takes a tensor: on NVIDIA's cards of compute capability 8.0 and above."""
     return (
         _HAS_TRITON
         and tensor.is_cuda
+        and torch.version.hip is None  # AMD's cards are `cuda` to torch too, and their `major` counts otherwise
         and tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and torch.cuda.get_device_properties(tensor.device).major >= 8
     )
+
+
+def _choose_implementation(queries: torch.Tensor) -> str:
+    """What `"auto"` is: a product of float32 without tensor cores, torch's default, is left to torch's own."""
+    is_fast = queries.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "triton" if is_fast and _takes_kernels(queries) else "chunked"
 
 
 def _sparsemax_by_sorting(rows: torch.Tensor) -> torch.Tensor:
@@ -156,8 +163,9 @@ def pooled_grounding_scores(
             `"eager"` holds all `(batch_size, num_tokens, codebook_size)` scores, in plain operations. `"chunked"`
             never does: it takes the codebook in parts and keeps pooled scores and winning tokens, and its backward
             pass visits only codes whose gradient is not 0. It has no second derivative. `"triton"` does the same for
-            CUDA tensors in kernels of its own: scores are pooled where they are computed. `"auto"` is `"triton"` where
-            that can run, else `"chunked"`, and `"eager"` where a model is exported.
+            CUDA tensors in kernels of its own: scores are pooled where they are computed. `"auto"` is `"eager"` where
+            a model is exported; `"triton"` on NVIDIA's cards of compute capability 8.0 and above for half-precision
+            queries, and for float32 if torch multiplies it as TF32; else `"chunked"`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, codebook_size)`: pooled scores before the temperature, in float32 for
@@ -170,12 +178,10 @@ def pooled_grounding_scores(
     _check_shapes(queries, codebook, attention_mask)
     if token_pooling not in ("max", "mean", "sum"):
         raise ValueError(f"`token_pooling` must be 'max', 'mean' or 'sum', got {token_pooling!r}.")
-    if implementation == "auto":
-        implementation = "eager" if _is_exporting() else "triton" if _takes_kernels(queries) else "chunked"
     if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            f"`implementation` must be 'auto' or one of {list(_IMPLEMENTATIONS)}, got {implementation!r}."
-        )
+        raise ValueError(f"`implementation` must be one of {list(_IMPLEMENTATIONS)}, got {implementation!r}.")
+    if implementation == "auto" and _is_exporting():
+        implementation = "eager"
     is_valid = None if attention_mask is None else attention_mask.to(torch.bool)
     pool = _IMPLEMENTATIONS[implementation]
     pooled = pool(queries, codebook.to(queries.dtype), is_valid, token_pooling, padded_length)
@@ -221,6 +227,7 @@ def _pool_chunked(
 
 
 _IMPLEMENTATIONS: dict[str, Callable] = {
+    "auto": partial(_pool_chunked, implementation="auto"),
     "eager": _pool_eager,
     "chunked": _pool_chunked,
     "triton": partial(_pool_chunked, implementation="triton"),
@@ -249,7 +256,8 @@ def _max_scores(
     implementation: str = "chunked",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest score of every code over a row's valid tokens, and the token it came from; -1 where 0 is larger."""
-    if implementation == "triton":
+    # Chosen in here: torch.compile does not look into an operator.
+    if (_choose_implementation(queries) if implementation == "auto" else implementation) == "triton":
         from .grounding_triton import max_scores
 
         return max_scores(queries, codebook, is_valid, is_floored)
@@ -282,7 +290,7 @@ def _max_scores_backward(
     grad: torch.Tensor, queries: torch.Tensor, codebook: torch.Tensor, winners: torch.Tensor, implementation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A winning token receives grad x code, and the code grad x query: work only for codes whose gradient is not 0."""
-    if implementation == "triton":
+    if (_choose_implementation(queries) if implementation == "auto" else implementation) == "triton":
         from .grounding_triton import max_scores_backward
 
         return max_scores_backward(grad, queries, codebook, winners)

@@ -97,7 +97,16 @@ def _input_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-@triton.autotune(configs=_TILES, key=["codebook_size", "CODEBOOK_DIM", "INPUT_PRECISION", "BLOCK_ROWS"])
+def _select_tiles(tiles: list[triton.Config], arguments: dict, BLOCK_ROWS: int, **constants) -> list[triton.Config]:
+    """The tiles to time. Few rows, such as a short last batch, are not worth it and take the smallest."""
+    return tiles if BLOCK_ROWS == 32 else tiles[-1:]
+
+
+@triton.autotune(
+    configs=_TILES,
+    key=["codebook_size", "CODEBOOK_DIM", "INPUT_PRECISION", "BLOCK_ROWS"],
+    prune_configs_by={"early_config_prune": _select_tiles},
+)
 @triton.jit(do_not_specialize=["batch_size", "num_tokens"])  # the longest caption changes with the batch
 def _max_scores_kernel(
     queries,
@@ -179,13 +188,13 @@ def max_scores_backward(
     whose gradient is not 0, and for reading `grad` twice.
 
     Args:
-        grad (`torch.Tensor` of shape `(batch_size, codebook_size)`): float32, gradient of the largest scores. It is
-            rounded to the type of the queries where it is multiplied, as in a matrix product of that type.
+        grad (`torch.Tensor` of shape `(batch_size, codebook_size)`): float32, gradient of the largest scores.
         queries, codebook: as in [`max_scores`].
         winners (`torch.Tensor` of shape `(batch_size, codebook_size)`): as [`max_scores`] returns them.
 
     Returns:
-        The gradients of queries and codebook, of their shapes and types.
+        The gradients of queries and codebook, of their shapes and types. All is multiplied and added up in float32
+        and rounded once, at the end.
     """
     grad, queries, codebook, winners = (tensor.contiguous() for tensor in (grad, queries, codebook, winners))
     with torch.cuda.device_of(queries):
@@ -196,6 +205,8 @@ def max_scores_backward(
 
 # How many codes share a list of entries and a tile of sums.
 _GROUP_CODES = 64
+# With 4, a tile's sums and the parts of its products do not fit into a thread's registers (compiled for 8.0).
+_SUM_WARPS = 8
 
 
 def _sum_by_winner(
@@ -233,10 +244,10 @@ def _sum_by_winner(
         sums.numel() // codebook_dim,
         **shared,
         CODEBOOK_DIM=codebook_dim,
-        INPUT_PRECISION=_input_precision(),
         BLOCK_TARGETS=block_targets,
         BLOCK_ENTRIES=32,
         BLOCK_DIM=block_dim,
+        num_warps=_SUM_WARPS,
     )
     return sums
 
@@ -294,7 +305,6 @@ def _sum_entries_kernel(
     GROUP_CODES: tl.constexpr,
     IS_BY_CODE: tl.constexpr,
     CODEBOOK_DIM: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     BLOCK_TARGETS: tl.constexpr,
     BLOCK_ENTRIES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -321,8 +331,10 @@ def _sum_entries_kernel(
             mask=is_here[:, None] & (dims < CODEBOOK_DIM)[None, :],
             other=0,
         )
-        weights = tl.where(targets[:, None] == target[None, :], weight[None, :], 0.0).to(vectors.dtype)
-        total = tl.dot(weights, vectors, total, input_precision=INPUT_PRECISION)
+        weights = tl.where(targets[:, None] == target[None, :], weight[None, :], 0.0)
+        # A gradient in half precision would lose digits, or vanish where it is small. Three products of its parts keep
+        # float32 on tensor cores; the vectors of half precision are a single part.
+        total = tl.dot(weights, vectors.to(tl.float32), total, input_precision="tf32x3")
     sum_index = group.to(tl.int64) * num_targets + targets
     tl.store(
         sums + (sum_index * CODEBOOK_DIM)[:, None] + dims[None, :],
