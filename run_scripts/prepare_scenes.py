@@ -24,7 +24,6 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import HfArgumentParser
 
 from run_scripts.data.drawings import (
-    ALL_STYLES,
     TEST_STYLES,
     TWO_STYLES,
     VALIDATION_STYLES,
@@ -97,7 +96,10 @@ FALSE_CAPTION_FEATURES = Features(
 @dataclass
 class SceneArguments:
     output_dir: str = field(metadata={"help": "Folder to write to; it must not exist yet."})
-    styles: Literal["two", "all"] = field(default="two", metadata={"help": "`two` needs pip only, `all` needs npm."})
+    styles: Literal["two", "all", "permissive"] = field(
+        default="two",
+        metadata={"help": "`two` needs pip only, the others npm; `permissive` is `all` without share-alike licences."},
+    )
     image_size: int = field(default=96, metadata={"help": "Side of the images in pixels."})
     num_scenes: int = field(default=1000, metadata={"help": "Scenes in each split to evaluate on."})
     num_false_captions: int = field(default=400, metadata={"help": "False captions of each kind."})
@@ -179,14 +181,14 @@ def make_world(sprites: list[Sprite], styles: dict[str, list[str]], image_size: 
     )
 
 
-def split_styles(styles: Literal["two", "all"]) -> dict[str, list[str]]:
+def split_styles(styles: Literal["two", "all", "permissive"]) -> dict[str, list[str]]:
     """The styles of each split. Of two styles, both train; what is unseen is some drawings of either."""
     if styles == "two":
         return {split: list(TWO_STYLES) for split in ("train", "validation", "test")}
     return {
-        "train": [style for style in ALL_STYLES if style not in VALIDATION_STYLES | TEST_STYLES],
-        "validation": [style for style in ALL_STYLES if style in VALIDATION_STYLES],
-        "test": [style for style in ALL_STYLES if style in TEST_STYLES],
+        "train": [style for style in list_sources(styles) if style not in VALIDATION_STYLES | TEST_STYLES],
+        "validation": [style for style in list_sources(styles) if style in VALIDATION_STYLES],
+        "test": [style for style in list_sources(styles) if style in TEST_STYLES],
     }
 
 

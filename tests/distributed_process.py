@@ -202,6 +202,7 @@ def main(folder: str) -> None:
         "accumulated": train(
             make_model(), f"{folder}/accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=2
         ),
+        "steered": train(make_model(), f"{folder}/steered", max_steps=3, learning_rate=0.1, target_active_codes=4.0),
         "stream": run_stream(f"{folder}/stream"),
         "resumed": run_resumed(f"{folder}/resumed", None),
         "resumed_distinct": run_resumed(f"{folder}/resumed_distinct", "kind"),

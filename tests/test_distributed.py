@@ -77,6 +77,15 @@ def test_logged_numbers_are_those_of_all_processes(ranks, tmp_path):
             assert log[name] == pytest.approx(expected[name]), name
 
 
+def test_temperature_is_steered_by_the_images_of_all_processes(ranks, tmp_path):
+    changes = {"max_steps": 3, "learning_rate": 0.1, "target_active_codes": 4.0}
+    expected = train(make_model(), str(tmp_path), per_device_train_batch_size=8, **changes)["log"][:3]
+    logs = [rank["steered"]["log"][:3] for rank in ranks]
+    for one, other, whole in zip(*logs, expected, strict=True):
+        assert one["temperature"] == other["temperature"] == pytest.approx(whole["temperature"], rel=1e-6)
+    assert len({entry["temperature"] for entry in expected}) == 3
+
+
 def test_uneven_batches_are_refused_by_every_process(ranks):
     for rank in ranks:
         uneven, lacking = rank["uneven"]

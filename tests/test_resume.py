@@ -142,6 +142,18 @@ def test_every_checkpoint_leads_to_the_same_run(killed, whole_run, step):
     assert get_numbers(trainer) == whole_run
 
 
+def test_resumed_run_steers_the_temperature_as_if_it_had_not_stopped(tmp_path):
+    changes = {"temperature_decay": None, "temperature_decay_steps": None, "target_active_codes": 4.0}
+    trainer = make_trainer(str(tmp_path), **changes)
+    trainer.train()
+    whole_run = get_numbers(trainer)
+    assert len({entry["temperature"] for entry in whole_run}) == NUM_STEPS
+    for step in (2, 6):
+        trainer = make_trainer(str(tmp_path), save_strategy="no", **changes)
+        trainer.train(str(tmp_path / f"checkpoint-{step}"))
+        assert get_numbers(trainer) == whole_run
+
+
 def test_a_fresh_start_among_checkpoints_is_refused(killed):
     with pytest.raises(ValueError, match="holds checkpoint-2 of another run: give another folder, or resume_from"):
         make_trainer(str(killed)).train()

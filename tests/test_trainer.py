@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from modeling_fdt import FDTConfig, FDTModel
-from run_scripts.training.callbacks import TemperatureSchedule
+from run_scripts.training.callbacks import TargetActiveCodes, TemperatureSchedule
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 from tests.distributed_process import make_clip
@@ -227,6 +227,24 @@ def test_constant_decay_leaves_the_temperature():
     assert schedule.temperature_at(86560) == 1000.0
 
 
+@pytest.mark.parametrize("temperature, codebook_size, target", [(100.0, 64, 6.0), (1.0, 256, 20.0)])
+def test_temperature_is_steered_to_the_wanted_number_of_active_codes(temperature, codebook_size, target, tmp_path):
+    torch.manual_seed(0)
+    model = FDTModel(build_tiny_config(grounding_temperature=temperature, codebook_size=codebook_size))
+    trainer = make_trainer(model, tmp_path, max_steps=100, learning_rate=1e-3, target_active_codes=target)
+    trainer.train()
+    active = get_logged(trainer, "active_codes_per_image")
+    assert abs(math.log(active[0] / target)) > 1  # down from nearly all codes, or up from a few
+    assert sum(active[90:]) / 10 == pytest.approx(target, rel=0.2)  # the steering lags behind in so short a run
+    assert model.config.grounding_temperature == get_logged(trainer, "temperature")[-1]
+
+
+def test_wanted_number_falls_by_one_factor_to_the_target_and_stays():
+    steering = TargetActiveCodes(target=8.0)
+    steering.start = 128.0
+    assert [steering.wanted_at(share) for share in (0.0, 0.2, 0.4, 0.8, 1.0)] == pytest.approx([128, 64, 32, 8, 8])
+
+
 def test_compiled_model_reads_the_temperature_of_every_step(tiny_model):
     inputs = {name: torch.stack([pair[name] for pair in make_pairs(4)]) for name in make_pairs(1)[0]}
     compiled, num_graphs = torch.compile(tiny_model, backend=count_graphs), []
@@ -320,9 +338,20 @@ def test_precision_and_speed_by_flags_of_trainer(changes, gradient_accumulation_
             | {"save_strategy": "steps", "save_steps": 1},
             "restores weights alone",
         ),
+        ({"target_active_codes": 0.5}, "target_active_codes must be at least 1, got 0.5"),
+        (
+            {"target_active_codes": 8.0, "temperature_decay": 0.5, "temperature_decay_steps": 1},
+            "target_active_codes steers the temperature, and so does temperature_decay",
+        ),
+        (
+            {"target_active_codes": 8.0, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+            | {"save_strategy": "steps", "save_steps": 1},
+            "not the temperature of target_active_codes",
+        ),
         ({"dead_code_steps": 0}, "dead_code_steps must be at least 1"),
         ({"usage_entropy_weight": -1.0}, "usage_entropy_weight must be at least 0"),
         ({"temperature_decay": 0.5, "temperature_decay_steps": 1}, "for models with codes, got a CLIPModel"),
+        ({"target_active_codes": 8.0}, "for models with codes, got a CLIPModel"),
         ({"reseed_dead_codes": True}, "for models with codes, got a CLIPModel"),
         ({"usage_entropy_weight": 0.1}, "for models with codes, got a CLIPModel"),
     ],

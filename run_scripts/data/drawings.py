@@ -82,8 +82,10 @@ def words(name: str) -> str:
     return " ".join(re.split(r"[\s_\-:]+", name)).strip().lower()
 
 
-def list_sources(styles: Literal["two", "all"]) -> dict[str, Source]:
-    """By style, where its drawings come from."""
+def list_sources(styles: Literal["two", "all", "permissive"]) -> dict[str, Source]:
+    """By style, where its drawings come from; `permissive` are those of `all` without a share-alike licence."""
+    if styles == "permissive":
+        return {style: source for style, source in ALL_STYLES.items() if "-SA-" not in source.license}
     return TWO_STYLES if styles == "two" else ALL_STYLES
 
 
@@ -114,9 +116,11 @@ def new_folder(output_dir: str) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def load_drawings(styles: Literal["two", "all"]) -> list[dict]:
+def load_drawings(styles: Literal["two", "all", "permissive"]) -> list[dict]:
     """Every drawing: `concept` (code points), `style`, `category`, `captions` (its names) and `drawing` (a file)."""
-    return load_two_styles() if styles == "two" else load_all_styles()
+    if styles == "two":
+        return load_two_styles()
+    return [record for record in load_all_styles() if record["style"] in list_sources(styles)]
 
 
 def load_two_styles() -> list[dict]:

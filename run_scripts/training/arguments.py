@@ -177,6 +177,10 @@ class FDTTrainingOptions:
             "its last 2 layers."
         },
     )
+    target_active_codes: float | None = field(
+        default=None,
+        metadata={"help": "Steer the temperature so that after 4/5 of the steps an image has so many active codes."},
+    )
     dead_code_steps: int = field(
         default=1000, metadata={"help": "A code is dead when no image or caption used it for this many steps."}
     )
@@ -200,6 +204,11 @@ class FDTTrainingOptions:
             for name in ("temperature_decay", "temperature_decay_steps"):
                 if (getattr(self, name) or 0) <= 0:
                     raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.target_active_codes is not None:
+            if self.target_active_codes < 1:
+                raise ValueError(f"target_active_codes must be at least 1, got {self.target_active_codes}")
+            if self.temperature_decay is not None:
+                raise ValueError("target_active_codes steers the temperature, and so does temperature_decay: give one")
         if self.dead_code_steps < 1:
             raise ValueError(f"dead_code_steps must be at least 1, got {self.dead_code_steps}")
         if self.usage_entropy_weight < 0:

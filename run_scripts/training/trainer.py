@@ -22,7 +22,7 @@ from run_scripts.evaluation.code_usage import count_active, usage_entropy
 from run_scripts.evaluation.retrieval import pair_retrieval
 from run_scripts.training.arguments import FDTTrainingOptions
 from run_scripts.training.cached_gradients import cached_gradient_losses
-from run_scripts.training.callbacks import LogitScaleClamp, TemperatureSchedule
+from run_scripts.training.callbacks import LogitScaleClamp, TargetActiveCodes, TemperatureSchedule
 from run_scripts.training.code_health import CodeUsage, reseed_codes
 from run_scripts.training.freezing import freeze_parts, keep_frozen_in_evaluation
 from run_scripts.training.reproducible import ReproducibleTrainer
@@ -47,8 +47,9 @@ class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
 
     def __post_init__(self):
         TrainingArguments.__post_init__(self)
-        if self.temperature_decay is not None and self.load_best_model_at_end:
-            raise ValueError("load_best_model_at_end restores weights alone, not the temperature of temperature_decay")
+        for name in ("temperature_decay", "target_active_codes"):
+            if getattr(self, name) is not None and self.load_best_model_at_end:
+                raise ValueError(f"load_best_model_at_end restores weights alone, not the temperature of {name}")
         FDTTrainingOptions.__post_init__(self)
 
 
@@ -87,9 +88,15 @@ class FDTTrainer(ReproducibleTrainer):
                     self.args.temperature_decay, self.args.temperature_decay_steps, self.args.temperature_min or 0.0
                 )
             )
+        self._target_active_codes = None
+        if self.args.target_active_codes is not None:
+            self._target_active_codes = TargetActiveCodes(self.args.target_active_codes)
+            self.add_callback(self._target_active_codes)
 
     def _check_arguments(self) -> None:
-        for name, default in (("temperature_decay", None), ("reseed_dead_codes", False), ("usage_entropy_weight", 0)):
+        defaults = {"temperature_decay": None, "target_active_codes": None}
+        defaults |= {"reseed_dead_codes": False, "usage_entropy_weight": 0}
+        for name, default in defaults.items():
             value = getattr(self.args, name)
             if value != default and not hasattr(self.model.config, "codebook_size"):
                 raise ValueError(f"{name}={value} is for models with codes, got a {type(self.model).__name__}")
@@ -220,6 +227,8 @@ class FDTTrainer(ReproducibleTrainer):
         if self.code_usage is not None:
             self._code_weights = outputs.image_code_weights.detach(), outputs.text_code_weights.detach()
             self.code_usage.observe(*self._code_weights)
+            if self._target_active_codes is not None:
+                self._target_active_codes.observe(self._code_weights[0])
 
     def _take_pairs(self) -> None:
         """Add the pairs that all processes have seen since the last call to `pairs_seen`."""
