@@ -134,7 +134,8 @@ class FDTPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: FDTConfig):
         # Read before transformers replaces None, nobody's wish, by its default. The attribute is private, but the only
-        # place where `from_pretrained(..., attn_implementation="sdpa")` leaves its mark before towers are built.
+        # place where `from_pretrained(..., attn_implementation="sdpa")` leaves its mark before towers are built
+        # (tests/test_towers.py::test_sdpa_where_a_tower_has_it).
         if config._attn_implementation == "sdpa":
             config._attn_implementation = distribute_sdpa(config)
         super().__init__(config)
@@ -145,7 +146,8 @@ class FDTPreTrainedModel(PreTrainedModel):
     def is_custom_code(cls) -> bool:
         # In custom code transformers skips a module that holds no tensor itself, lest `_init_weights` overwrite loaded
         # ones. With `transformers.initialization` that cannot happen, and groundings and attention blocks, which are
-        # initialised as a whole, would stay uninitialised where a checkpoint lacks them.
+        # initialised as a whole, would stay uninitialised where a checkpoint lacks them
+        # (tests/test_modeling.py::test_what_a_checkpoint_lacks_is_initialised_as_in_a_new_model).
         return False
 
     @classmethod

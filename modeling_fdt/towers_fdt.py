@@ -191,7 +191,8 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
     Raises:
         ValueError: transformers has none.
     """
-    # Some halves of two-tower models (SigLIP's text model) are not registered with AutoModel.
+    # Some halves of two-tower models are not registered with AutoModel, but all are public names of transformers
+    # (tests/test_towers.py::test_towers_that_automodel_does_not_know).
     by_name = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     tower_class = MODEL_MAPPING.get(type(config), by_name)
     if isinstance(tower_class, tuple | list):
@@ -203,7 +204,8 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A tower, not in the type that its own checkpoint had, but in that of the whole model."""
-    # Private, but unlike the class itself it takes a type, and AutoModel.from_config does not know all towers
+    # Private, but how transformers' own two-tower models build theirs: it writes the type into the tower's
+    # configuration, and under DeepSpeed's ZeRO-3 divides weights as they are made
     # (tests/test_towers.py::test_towers_are_built_in_the_type_of_the_model).
     return get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
 

@@ -2,12 +2,14 @@
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     BartConfig,
@@ -34,7 +36,7 @@ from transformers import (
 
 from modeling_fdt import FDTConfig, FDTModel
 from modeling_fdt.explanation_fdt import get_patch_grid
-from modeling_fdt.towers_fdt import get_context_length
+from modeling_fdt.towers_fdt import get_context_length, get_tower_class
 from tests.conftest import build_tiny_config
 
 
@@ -243,6 +245,14 @@ def test_towers_are_built_in_the_type_of_the_model():
     config.dtype = torch.float16
     model = FDTModel(build_tiny_config(vision_config=config, text_config=SMALL_TEXT))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.vision_tower.config.dtype == torch.float32
+
+
+def test_towers_that_automodel_does_not_know():
+    by_name = [t for t in [*VISION_TOWERS, *TEXT_TOWERS] if CONFIG_MAPPING[t] not in MODEL_MAPPING]
+    assert "siglip_text_model" in by_name
+    for model_type in by_name:
+        assert get_tower_class(build_tower_config(model_type)).main_input_name in ("pixel_values", "input_ids")
 
 
 # Which tokens are grounded
@@ -275,6 +285,11 @@ def test_a_caption_can_have_the_whole_context_and_no_more(model_type):
     if context_length < 18:  # the tower itself cannot take more
         with pytest.raises((IndexError, RuntimeError)):
             model.text_tower(input_ids=too_long)
+
+
+def test_the_documentation_lists_the_towers_that_are_tested():
+    page = (Path(__file__).parents[1] / "docs" / "towers.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)`", page, flags=re.MULTILINE) == [*VISION_TOWERS, *TEXT_TOWERS]
 
 
 # Which towers are refused
