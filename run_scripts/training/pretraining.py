@@ -47,8 +47,9 @@ class PretrainingTrainer(FDTTrainer):
         return dataloader
 
     def _prepare_inputs(self, inputs: dict) -> dict:
+        # Trainer's place between the data and the model, and the first at which a batch is on the device.
         inputs = super()._prepare_inputs(inputs)
-        if isinstance(inputs["pixel_values"], tuple):  # of a collator that leaves it to the device
+        if isinstance(inputs["pixel_values"], tuple):  # of a collator that leaves varying them to the device
             inputs["pixel_values"] = self.augmentation.vary(*inputs["pixel_values"])
         return inputs
 

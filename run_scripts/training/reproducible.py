@@ -197,18 +197,19 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
                 f"{', ...' if len(differences) > 5 else ''}; give another output_dir"
             )
 
-    def _save_checkpoint(self, model, trial) -> None:
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            # A checkpoint that is written over one of the same step is not complete until it is written anew.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-            (folder / RECIPE_NAME).write_text(json.dumps(self.recipe, indent=2) + "\n")
-        super()._save_checkpoint(model, trial)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call and output_dir is not None and self.args.should_save:
+            # A checkpoint that is written over one of the same step is not complete until it is written anew. The
+            # model is what Trainer writes first.
+            Path(output_dir, TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super().save_model(output_dir, _internal_call)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # Trainer's state is written next, and last: then every process has written its part.
+        if self.args.should_save:
+            Path(output_dir, RECIPE_NAME).write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
+        # Trainer has no public place for what else a checkpoint holds. It writes its state next, and last: here all
+        # processes must have written their part.
         self.accelerator.wait_for_everyone()
 
 

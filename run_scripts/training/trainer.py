@@ -185,6 +185,7 @@ class FDTTrainer(ReproducibleTrainer):
             self._own_sampler.set_epoch(epoch)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        # Trainer has no public place for a sampler.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         block_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if isinstance(dataset, SceneDataset):
@@ -273,7 +274,8 @@ class FDTTrainer(ReproducibleTrainer):
         self._logged = self.pairs_seen, time.perf_counter()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # A model is saved with the code of its class, and FSDP2 gives it a class of its own.
+        # FSDP2 gives the model a class of its own, made at run time in a file of torch. `save_pretrained` takes code
+        # and the entry in `auto_map` from the class, so the model has its former one while it is saved.
         sharded_class = type(self.model)
         self.model.__class__ = next(cls for cls in sharded_class.__mro__ if not issubclass(cls, FSDPModule))
         try:
