@@ -17,7 +17,7 @@ from PIL import Image
 from run_scripts.arguments import DataArguments
 from run_scripts.data import decoding
 from run_scripts.data.decoding import ImageError, decode_image, decode_rows, read_image_file, to_rgb
-from run_scripts.data.pairs import DataCounts, load_eval_dataset
+from run_scripts.data.pairs import BrokenPair, load_eval_dataset, make_pair
 from run_scripts.evaluation.inputs import read_pictures
 from run_scripts.search.indexing import read_image
 from run_scripts.search.searching import read_query_image
@@ -127,10 +127,10 @@ def pixels_of(processor, image: Image.Image) -> torch.Tensor:
 
 
 def read_in_training(path: Path, folder: Path, processor) -> torch.Tensor:
-    counts = DataCounts(max_broken_fraction=1)
-    pair = counts.make_pair({"image": path.read_bytes(), "caption": "a"}, "image", "caption", "here")
-    if pair is None:
-        raise ImageError("skipped")
+    try:
+        pair = make_pair({"image": path.read_bytes(), "caption": "a"}, "image", "caption")
+    except BrokenPair as broken:
+        raise broken.error from broken
     return pixels_of(processor, pair["image"])
 
 

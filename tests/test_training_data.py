@@ -25,10 +25,12 @@ from run_scripts.data.augmentation import Augmentation, RandomResizedCrop
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.captions import cut_caption
 from run_scripts.data.pairs import (
+    BrokenPair,
     DataCounts,
     PairStream,
     load_eval_dataset,
     load_train_dataset,
+    make_pair,
 )
 from run_scripts.data.tar_shards import TarShards
 from run_scripts.evaluation.embedding import embed_captions
@@ -426,12 +428,27 @@ def test_broken_captions_of_several_are_left_out(tmp_path):
         pairs.__getitems__([0, 1, 2, 3])
 
 
-def test_pictures_without_a_range_are_broken():
-    counts = DataCounts(1.0)
+def image_without_a_range() -> bytes:
     file = io.BytesIO()
     Image.new("F", (8, 8)).save(file, "TIFF")
-    assert counts.make_pair({"image": file.getvalue(), "caption": "a"}, "image", "caption", "here") is None
-    assert counts.totals()["skipped_undecodable_image"] == 1
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "row, reason, message",
+    [
+        ({"image": image_without_a_range(), "caption": "a"}, "undecodable_image", "without a defined range"),
+        ({"image": b"GIF89a", "caption": "a"}, "undecodable_image", "not an image of a known format"),
+        ({"image": None, "caption": "a"}, "missing_image", None),
+        ({"image": PICTURE, "caption": [None, " "]}, "missing_caption", None),
+    ],
+)
+def test_a_row_that_is_no_pair_tells_why_and_is_counted_where_that_is_allowed(row, reason, message):
+    counts = DataCounts(1.0)
+    with pytest.raises(BrokenPair) as broken, counts.counting("here"):
+        make_pair(row, "image", "caption")
+    assert broken.value.reason == reason and (message or "") in str(broken.value.error)
+    assert counts.totals() == dict.fromkeys(counts.names, 0) | {"pairs_read": 1, f"skipped_{reason}": 1}
 
 
 # Errors before anything is read

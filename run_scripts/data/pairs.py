@@ -4,6 +4,7 @@
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count
 from typing import Any
@@ -38,6 +39,19 @@ _MAX_WORKERS = 1024
 _MAX_WARNINGS = 10
 # A reader whose shards held no pair in so many epochs on end gives up.
 _MAX_EMPTY_EPOCHS = 20
+
+
+class BrokenPair(Exception):
+    """A row that cannot be used.
+
+    Args:
+        reason: one of `DataCounts.REASONS`.
+        error: what the decoder said.
+    """
+
+    def __init__(self, reason: str, error: Exception | None = None):
+        super().__init__(reason, error)
+        self.reason, self.error = reason, error
 
 
 class DataCounts:
@@ -88,29 +102,44 @@ class DataCounts:
                     f"{self.max_broken_fraction}; {broken}; the last is {where}"
                 )
 
-    def make_pair(self, row: dict[str, Any], image_column: str, caption_column: str, where: str) -> dict | None:
-        """The decoded image and the captions of a row under the same names; None, counted, if it has not both.
+    @contextmanager
+    def counting(self, where: str) -> Iterator[None]:
+        """Count the pair that is made in this context, and why if it is broken.
 
         Raises:
+            BrokenPair: as it was raised in the context.
             ValueError: too large a share of the data is broken.
         """
         self.add("pairs_read")
-        captions = row.get(caption_column)
-        captions = list(captions) if isinstance(captions, list | tuple | np.ndarray) else [captions]
-        captions = [caption for caption in captions if isinstance(caption, str) and caption.strip()]
-        if not captions:
-            return self.add_broken("missing_caption", where)
-        if row.get(image_column) is None:
-            return self.add_broken("missing_image", where)
         try:
-            image = decode_image(row[image_column])
-        except ImageError as error:
-            return self.add_broken("undecodable_image", where, error)
-        return {image_column: image, caption_column: captions}
+            yield
+        except BrokenPair as broken:
+            self.add_broken(broken.reason, where, broken.error)
+            raise
+
+
+def make_pair(row: dict[str, Any], image_column: str, caption_column: str) -> dict[str, Any]:
+    """The decoded image and the captions of a row under the same names.
+
+    Raises:
+        BrokenPair: the row has no caption, or no image that can be decoded.
+    """
+    captions = row.get(caption_column)
+    captions = list(captions) if isinstance(captions, list | tuple | np.ndarray) else [captions]
+    captions = [caption for caption in captions if isinstance(caption, str) and caption.strip()]
+    if not captions:
+        raise BrokenPair("missing_caption")
+    if row.get(image_column) is None:
+        raise BrokenPair("missing_image")
+    try:
+        image = decode_image(row[image_column])
+    except ImageError as error:
+        raise BrokenPair("undecodable_image", error) from error
+    return {image_column: image, caption_column: captions}
 
 
 class PairDataset(TorchDataset):
-    """Rows of a data set as pairs. In the place of a row that cannot be used stands the next one that can.
+    """Rows of a data set as pairs. An unusable row is replaced by the next usable one.
 
     So a batch always has its size, and only pairs that differ from each other: the next one that is not in this
     process's batch, in `distinct_column` where one is named.
@@ -145,20 +174,27 @@ class PairDataset(TorchDataset):
         """The pairs of a batch."""
         taken = {self.distinct_values[index] for index in indices}
         rows = split_rows(self.dataset[indices])
-        return [
-            self._read(row, index) or self._read_next(index, taken) for row, index in zip(rows, indices, strict=True)
-        ]
+        pairs = []
+        for row, index in zip(rows, indices, strict=True):
+            try:
+                pairs.append(self._read(row, index))
+            except BrokenPair:
+                pairs.append(self._read_next(index, taken))
+        return pairs
 
-    def _read(self, row: dict[str, Any], index: int) -> dict[str, Any] | None:
-        return self.counts.make_pair(row, self.image_column, self.caption_column, f"row {index}")
+    def _read(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        with self.counts.counting(f"row {index}"):
+            return make_pair(row, self.image_column, self.caption_column)
 
     def _read_next(self, index: int, taken: set) -> dict[str, Any]:
         for other in chain(range(index + 1, len(self)), range(index)):
             if self.distinct_values[other] not in taken:
-                pair = self._read(self.dataset[other], other)
-                if pair is not None:
-                    taken.add(self.distinct_values[other])
-                    return pair
+                try:
+                    pair = self._read(self.dataset[other], other)
+                except BrokenPair:
+                    continue
+                taken.add(self.distinct_values[other])
+                return pair
         raise ValueError(f"row {index} cannot be used, and there is no other that is not in its batch")
 
 
@@ -230,9 +266,12 @@ class PairStream(TorchIterableDataset):
         rows = chain.from_iterable(map(self._read_shard, order.tolist()))
         generator = random.Random(f"{self.seed} {epoch} {reader}")
         for where, row in shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=generator)(rows):
-            pair = self.counts.make_pair(row, self.image_column, self.caption_column, where)
-            if pair is not None:
-                yield pair
+            try:
+                with self.counts.counting(where):
+                    pair = make_pair(row, self.image_column, self.caption_column)
+            except BrokenPair:
+                continue
+            yield pair
 
     def _read_shard(self, shard: int) -> Iterator[tuple[str, dict[str, Any]]]:
         self.counts.add("shards_read")
