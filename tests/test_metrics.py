@@ -46,7 +46,7 @@ def test_random_scores_reach_chance(k):
     is_relevant = torch.rand(4000, 20, generator=generator) < 0.1
     is_relevant[:, 0] = True
     scores = torch.rand(4000, 20, generator=generator)
-    chance = metrics.chance_recall_at(is_relevant, k)
+    chance = metrics.chance_recall_of(is_relevant.sum(dim=1), 20, k)
     # Four standard deviations of a share of 4,000 draws.
     assert metrics.recall_at(scores, is_relevant, k) == pytest.approx(chance, abs=4 * 0.5 / 4000**0.5)
 

@@ -26,6 +26,9 @@ from run_scripts.evaluation.truth_metrics import (
 )
 
 
+NUM_SHOWN = 20  # bars of a chart
+
+
 @dataclass
 class Sightings:
     """What the images of a split show, and which codes fire for them.
@@ -144,8 +147,8 @@ def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, argumen
     )
 
 
-def chart_f1(f1: np.ndarray, names: list[str], kind: str, num_shown: int = 20) -> Chart:
+def chart_f1(f1: np.ndarray, names: list[str], kind: str) -> Chart:
     """F1 of the codes of the names that have the best ones."""
-    order = (-f1).argsort(kind="stable")[:num_shown]
-    title = f"F1 of the code of each {kind}" + (f": the best {num_shown}" if len(names) > num_shown else "")
+    order = (-f1).argsort(kind="stable")[:NUM_SHOWN]
+    title = f"F1 of the code of each {kind}" + (f": the best {NUM_SHOWN}" if len(names) > NUM_SHOWN else "")
     return Chart(title=title, kind="bar", series={"F1": [(names[place], float(f1[place])) for place in order]})

@@ -77,11 +77,6 @@ def chance_recall_of(num_relevant: torch.Tensor, num_candidates: int, k: int) ->
     return 1 - sum(count * misses[number] for number, count in numbers.items()) / len(num_relevant)
 
 
-def chance_recall_at(is_relevant: torch.Tensor, k: int) -> float:
-    """What `recall_at` gives on average for scores in random order."""
-    return chance_recall_of(is_relevant.sum(dim=1), is_relevant.shape[1], k)
-
-
 def mean_per_class(hits: torch.Tensor, classes: torch.Tensor) -> float:
     """The mean over classes of the share of a class's queries that hit, so that small classes count as large ones do.
 

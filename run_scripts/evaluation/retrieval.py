@@ -123,18 +123,12 @@ def list_pairs(captions: list[list[str]], merge_equal: bool) -> tuple[list[str],
     return list(positions), torch.tensor(list(pairs))
 
 
-def pair_retrieval(
-    image_embeds: torch.Tensor,
-    caption_embeds: torch.Tensor,
-    captions: list[str],
-    device: str | torch.device = "cpu",
-) -> dict[str, Metric]:
+def pair_retrieval(image_embeds: torch.Tensor, caption_embeds: torch.Tensor, captions: list[str]) -> dict[str, Metric]:
     """`retrieval_metrics` of rows that are one image and one caption each; equal captions are right for each other's.
 
     Args:
         image_embeds, caption_embeds: (num_rows, dim), rows of length 1.
         captions: of every row.
-        device: where they are compared.
 
     Raises:
         ValueError: there is not one caption for each row, or as `retrieval_ranks` does.
@@ -149,7 +143,7 @@ def pair_retrieval(
         rows_of.setdefault(caption, []).append(row)
     groups = [torch.tensor(rows) for rows in rows_of.values()]
     pairs = torch.cat([torch.cartesian_prod(rows, rows) for rows in groups])
-    return retrieval_metrics(*retrieval_ranks(image_embeds, caption_embeds, pairs, device=device), pairs)
+    return retrieval_metrics(*retrieval_ranks(image_embeds, caption_embeds, pairs), pairs)
 
 
 def evaluate_retrieval(model: PreTrainedModel, processor: ProcessorMixin, arguments: RetrievalArguments) -> Evaluation:

@@ -21,6 +21,7 @@ from run_scripts.evaluation.truth_metrics import average_precisions, precision_a
 
 # How many similar images the control looks at.
 NUM_NEIGHBOURS = 10
+NUM_SHOWN = 10  # bars of a chart, for the best and for the worst
 
 
 def tagging_metrics(scores: np.ndarray, is_shown: np.ndarray, suffix: str = "") -> dict[str, Metric]:
@@ -91,12 +92,12 @@ def tag_by_pixels(
     return neighbour_scores(pixels[0], truth_matrix(read_concepts(train), names), pixels[1])
 
 
-def chart_by_concept(precisions: np.ndarray, names: list[str], num_shown: int = 10) -> Chart:
+def chart_by_concept(precisions: np.ndarray, names: list[str]) -> Chart:
     """Average precision of the concepts that are recognised best and worst."""
     order = (-precisions).argsort(kind="stable")
-    shown = order if len(order) <= 2 * num_shown else np.concatenate([order[:num_shown], order[-num_shown:]])
+    shown = order if len(order) <= 2 * NUM_SHOWN else np.concatenate([order[:NUM_SHOWN], order[-NUM_SHOWN:]])
     bars = [(names[concept], float(precisions[concept])) for concept in shown]
     title = "Average precision by concept"
     if len(order) > len(shown):
-        title += f": the best {num_shown} and the worst {num_shown}"
+        title += f": the best {NUM_SHOWN} and the worst {NUM_SHOWN}"
     return Chart(title=title, kind="bar", series={"average precision": bars})

@@ -13,6 +13,9 @@ from run_scripts.evaluation.prompts import embed_classes, load_class_names, load
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
+NUM_SHOWN = 20  # bars of a chart
+
+
 def classification_metrics(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Metric]:
     """Top-1, top-5 and mean per class; ties count against the model.
 
@@ -81,11 +84,11 @@ def read_classes(dataset, label_column: str, class_names: str | None) -> tuple[l
     return [name.replace("_", " ") for name in names], read_labels(dataset, label_column, names)
 
 
-def chart_by_class(scores: torch.Tensor, targets: torch.Tensor, names: list[str], num_shown: int = 20) -> Chart:
-    """Top-1 by class; of many classes those with the most pictures."""
+def chart_by_class(scores: torch.Tensor, targets: torch.Tensor, names: list[str]) -> Chart:
+    """Top-1 by class; of many classes those with the most images."""
     hits = first_hit_ranks(scores, torch.arange(len(names)) == targets[:, None]) < 1
     counts = targets.bincount(minlength=len(names))
-    shown = counts.argsort(descending=True, stable=True)[:num_shown]
+    shown = counts.argsort(descending=True, stable=True)[:NUM_SHOWN]
     shares = [(names[c], hits[targets == c].double().mean().item()) for c in shown.tolist() if counts[c] > 0]
-    title = "Top-1 by class" if len(shares) == (counts > 0).sum() else f"Top-1 of the {num_shown} largest classes"
+    title = "Top-1 by class" if len(shares) == (counts > 0).sum() else f"Top-1 of the {NUM_SHOWN} largest classes"
     return Chart(title=title, kind="bar", series={"top-1": sorted(shares, key=lambda pair: -pair[1])})
