@@ -18,7 +18,7 @@ from run_scripts.arguments import DataArguments
 from run_scripts.data import decoding
 from run_scripts.data.decoding import ImageError, decode_image, decode_rows, read_image_file, to_rgb
 from run_scripts.data.pairs import BrokenPair, load_eval_dataset, make_pair
-from run_scripts.evaluation.inputs import read_pictures
+from run_scripts.evaluation.inputs import read_images
 from run_scripts.search.indexing import read_image
 from run_scripts.search.searching import read_query_image
 from run_scripts.visualization.rows import RowReader
@@ -140,7 +140,7 @@ def read_in_fine_tuning(path: Path, folder: Path, processor) -> torch.Tensor:
 
 def read_in_evaluation(path: Path, folder: Path, processor) -> torch.Tensor:
     dataset = Dataset.from_dict({"image": [str(path)]}).cast_column("image", ImageFeature())
-    return pixels_of(processor, next(read_pictures(dataset, "image")))
+    return pixels_of(processor, next(read_images(dataset)))
 
 
 def read_in_validation(path: Path, folder: Path, processor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def read_in_validation(path: Path, folder: Path, processor) -> torch.Tensor:
 
 def read_in_gallery(path: Path, folder: Path, processor) -> torch.Tensor:
     dataset = Dataset.from_dict({"image": [{"bytes": None, "path": str(path)}], "caption": ["a"]})
-    reader = RowReader(dataset, processor, "image", "caption", None)
+    reader = RowReader(dataset, processor, None)
     _, rows, inputs = reader.read(dataset[:])
     if not rows:
         raise ImageError(reader.last_reason)

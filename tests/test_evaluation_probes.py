@@ -221,21 +221,21 @@ def test_swaps_name_what_the_image_does_not_have():
             "attributes": [["red"], None, ["green"]],
         }
     )
-    swaps = completeness.find_swaps(dataset, "caption", ["objects", "attributes"], seed=0)
+    swaps = completeness.find_swaps(dataset, ["objects", "attributes"], seed=0)
     found = [(swap.row, swap.kind, swap.negative_caption) for swap in swaps]
     # Of row 1 no word stands alone in its caption.
     assert found[0] == (0, "objects", "A red bird and a cat") and found[1] == (0, "objects", "A red Dog and a bird")
     assert found[2][0] == 2 and found[2][2] in ("a green cat", "a green dog")
     assert found[3:] == [(0, "attributes", "A green Dog and a cat"), (2, "attributes", "a red bird")]
-    assert swaps == completeness.find_swaps(dataset, "caption", ["objects", "attributes"], seed=0)
+    assert swaps == completeness.find_swaps(dataset, ["objects", "attributes"], seed=0)
     with pytest.raises(ValueError, match="no caption names a word"):
-        completeness.find_swaps(dataset.select([1]), "caption", ["objects"], seed=0)
+        completeness.find_swaps(dataset.select([1]), ["objects"], seed=0)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"caption": ["a dog", None]}, "caption_column='caption' of row 1 is None, not text"),
+        ({"caption": ["a dog", None]}, "caption_column of row 1 is None, not text"),
         ({"words": [["dog"], "dog"]}, "word_columns='words' of row 0 holds"),
         ({"words": [["dog"], [None]]}, "word_columns='words' of row 1 holds"),
     ],
@@ -244,13 +244,13 @@ def test_rows_without_words_are_named(changes, message):
     rows = {"caption": ["a dog", "a cat"], "words": [["dog"], ["cat"]], **changes}
     rows["words"] = ["dog", "dog"] if "dog" in rows["words"] else rows["words"]
     with pytest.raises(ValueError, match=message):
-        completeness.find_swaps(Dataset.from_dict(rows), "caption", ["words"], seed=0)
+        completeness.find_swaps(Dataset.from_dict(rows), ["words"], seed=0)
 
 
 def test_false_captions_that_are_missing_are_named():
     rows = {"caption": ["a dog", "a cat"], "false": ["a cat", None]}
-    with pytest.raises(ValueError, match="negative_caption_column='false' of row 1 is None, not text"):
-        completeness.read_swaps(Dataset.from_dict(rows), "caption", "false", None)
+    with pytest.raises(ValueError, match="negative_caption_column of row 1 is None, not text"):
+        completeness.read_swaps(Dataset.from_dict(rows), "false", None)
 
 
 def test_words_with_signs_are_swapped_as_they_are():

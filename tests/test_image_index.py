@@ -636,6 +636,6 @@ def test_the_benchmark_counts_what_is_found(loaded, model_folder, tmp_path, monk
 
 def test_wrong_benchmark_arguments_are_refused():
     with pytest.raises(ValueError, match="parts must be among"):
-        benchmark_search.SearchBenchmarkArguments("out", parts=["speed"])
+        benchmark_search.SearchBenchmarkArguments(output_dir="out", parts=["speed"])
     with pytest.raises(ValueError, match="recall needs model and dataset"):
-        benchmark_search.SearchBenchmarkArguments("out")
+        benchmark_search.SearchBenchmarkArguments(output_dir="out")

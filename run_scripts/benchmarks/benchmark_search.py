@@ -22,13 +22,12 @@ import faiss
 import numpy as np
 import scipy.sparse
 import torch
-from datasets import Dataset
 
-from run_scripts.arguments import run_command
+from run_scripts.arguments import PairArguments, run_command
 from run_scripts.data.files import format_markdown_table
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
-from run_scripts.evaluation.inputs import read_pictures
+from run_scripts.evaluation.inputs import read_images
 from run_scripts.search.image_index import (
     best,
     build_dense_index,
@@ -45,16 +44,11 @@ PARTS = ("recall", "growth")
 COSTS = ["bytes an image", "ratio", "ms a query", "ratio"]
 
 
-@dataclass
-class SearchBenchmarkArguments:
+@dataclass(kw_only=True)
+class SearchBenchmarkArguments(PairArguments):
     output_dir: str = field(metadata={"help": "Where results.json goes."})
     model: str | None = field(default=None, metadata={"help": "A model with codes, for `recall`."})
-    dataset: str | None = field(default=None, metadata={"help": "Pictures with captions, for `recall`."})
-    split: str = field(default="test", metadata={"help": "Split of the data set."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions; equal ones belong together."}
-    )
+    dataset: str | None = field(default=None, metadata={"help": "Images with captions, for `recall`."})
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Any of {', '.join(PARTS)}."})
     numbers_of_images: list[int] = field(
         default_factory=lambda: [10_000, 50_000, 200_000], metadata={"help": "Sizes of the index in `growth`."}
@@ -167,13 +161,12 @@ def measure_recall(
 
 def compare_recall(arguments: SearchBenchmarkArguments) -> dict:
     """What each contestant finds among the pictures of a data set, by their captions and by each other."""
-    dataset: Dataset = open_dataset(arguments.dataset, arguments.split)
-    check_columns(dataset, image_column=arguments.image_column, caption_column=arguments.caption_column)
+    dataset = open_source(arguments)
     model, processor = load_model(arguments.model)
-    images = embed_images(model, processor, read_pictures(dataset, arguments.image_column))
+    images = embed_images(model, processor, read_images(dataset))
     if images.code_weights is None:
         raise ValueError(f"model={arguments.model!r} has no codes")
-    names, labels = np.unique(dataset[arguments.caption_column][:], return_inverse=True)
+    names, labels = np.unique(dataset["caption"][:], return_inverse=True)
     captions = embed_captions(model, processor, names.tolist())
     contestants = make_contestants(images, arguments.numbers_of_codes)
     timed = {

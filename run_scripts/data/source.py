@@ -1,18 +1,28 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Open a data set by its name on the Hub or its place on disk, as rows to index or as shards to read."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+
+from run_scripts.arguments import SourceArguments, is_tar_pattern
+from run_scripts.data.tar_shards import TarShards
 
 
 # A split in memory, read as a stream, is dealt to at most so many readers.
 _NUM_SHARDS_ON_DISK = 256
 # How many rows of a stream are read at once.
 _ROWS_AT_ONCE = 16
+# By how many rows of a tar shard its columns are known: the first ones may be broken.
+_NUM_TOLD = 100
+# What the columns are called beyond the door.
+_NAMES = {"image_column": "image", "caption_column": "caption"}
 
 
 def open_dataset(
@@ -40,10 +50,73 @@ def open_dataset(
         return dataset.to_iterable_dataset(min(_NUM_SHARDS_ON_DISK, len(dataset))) if streaming else dataset
     try:
         return load_dataset(source, config_name, split=split, streaming=streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{source!r} cannot be read: {error.__cause__ or error}") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"{source!r} is no data set on disk, and none that can be had from the Hub: {error}"
         ) from error
+
+
+def open_source(
+    arguments: SourceArguments, split: str | None = None, **columns: str | None
+) -> Dataset | IterableDataset:
+    """The one door for rows: a split of any source, with the columns `image`, undecoded, and `caption`.
+
+    Args:
+        arguments: name the source, its split, the columns of images and, where the class has them, of captions, and
+            whether to read a stream.
+        split: another split of the same source.
+        columns: other columns that must be there, by argument; they keep their names. None is never missing.
+
+    Raises:
+        ValueError: there is no such source, split or column, or a column holds something else than it should.
+    """
+    roles = {"image_column": arguments.image_column, "caption_column": getattr(arguments, "caption_column", None)}
+    split, streaming = arguments.split if split is None else split, getattr(arguments, "streaming", False)
+    if is_tar_pattern(arguments.dataset):
+        dataset = _open_tar_shards(arguments, split, {**roles, **columns}, streaming)
+    else:
+        dataset = open_dataset(arguments.dataset, split, config_name=arguments.config_name, streaming=streaming)
+    check_columns(dataset, **roles, **columns)
+    dataset = leave_undecoded(dataset, arguments.image_column)
+    names = {roles[role]: name for role, name in _NAMES.items() if roles[role] not in (None, name)}
+    for argument, column in columns.items():
+        if column in names or column in names.values():
+            raise ValueError(
+                f"{argument}={column!r} must be another column than {roles}, which are read as {list(_NAMES.values())}"
+            )
+    # What has one of the two names without being meant makes room.
+    in_the_way = [name for name in names.values() if name in (dataset.column_names or ()) and name not in names]
+    dataset = dataset.remove_columns(in_the_way) if in_the_way else dataset
+    return dataset.rename_columns(names) if names else dataset
+
+
+def _open_tar_shards(
+    arguments: SourceArguments, split: str, columns: dict[str, str | None], streaming: bool
+) -> Dataset | IterableDataset:
+    for name, value, only in (("split", split, "train"), ("image_column", arguments.image_column, "image")):
+        if value != only:
+            raise ValueError(f"{name} must be {only!r} with tar shards, got {value!r}")
+    shards = TarShards(arguments.dataset)
+    _check_names({name for row in islice(shards.read(0), _NUM_TOLD) for name in row} - {"__key__"}, columns)
+    wanted = tuple(dict.fromkeys(name for name in columns.values() if name not in (None, "image")))
+    # `datasets` keeps what it has made of the same arguments: they tell files that have changed apart.
+    states = [os.stat(url) for url in shards.urls if os.path.isfile(url)]
+    stamp = str([(state.st_size, state.st_mtime_ns) for state in states])
+    make = IterableDataset.from_generator if streaming else Dataset.from_generator
+    try:
+        return make(_read_tar_shards, gen_kwargs={"pattern": arguments.dataset, "columns": wanted, "stamp": stamp})
+    except DatasetGenerationError as error:
+        raise ValueError(f"{arguments.dataset!r} cannot be read: {error.__cause__}") from error
+
+
+def _read_tar_shards(pattern: str, columns: tuple[str, ...], stamp: str) -> Iterator[dict[str, Any]]:
+    shards = TarShards(pattern)
+    for shard in range(len(shards)):
+        for row in shards.read(shard):
+            image = {"bytes": row["image"], "path": None}
+            yield {"image": image, **{name: row.get(name) for name in columns}}
 
 
 def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> None:
@@ -51,9 +124,15 @@ def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> 
     names = dataset.column_names
     if names is None:  # some streams tell their columns by their rows alone
         names = list(next(iter(dataset), {}))
+    _check_names(names, columns)
+
+
+def _check_names(names: Collection[str], columns: dict[str, str | None]) -> None:
     for argument, name in columns.items():
         if name is not None and name not in names:
-            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {names}; give --{argument}")
+            raise ValueError(
+                f"{argument}={name!r} is no column of the data set; it has {sorted(names)}; give --{argument}"
+            )
 
 
 def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> None:
@@ -97,7 +176,8 @@ def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Da
     if dataset.features is None:  # some streams of text files: paths, which are decoded as they are
         return dataset
     feature = dataset.features[image_column]
-    if isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("string", "binary"):
+    is_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    if is_file or isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("string", "binary"):
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     raise ValueError(f"image_column={image_column!r} must hold pictures, their bytes or paths, it holds {feature}")
 

@@ -10,11 +10,11 @@ import torch
 from scipy.sparse import csr_array, vstack
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import CodesArguments
 from run_scripts.evaluation.code_usage import count_effective, usage_entropy
 from run_scripts.evaluation.embedding import Features, iterate_caption_features, iterate_image_features
-from run_scripts.evaluation.inputs import describe_data, read_captions, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_captions, read_images
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.retrieval import list_pairs
 
@@ -148,17 +148,15 @@ def code_metrics(
 
 def evaluate_codes(model: PreTrainedModel, processor: ProcessorMixin, arguments: CodesArguments) -> Evaluation:
     """Count codes over the images and captions of a split."""
-    dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
-    columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
-    check_columns(dataset, **columns)
-    texts, pairs = list_pairs(read_captions(dataset, arguments.caption_column), merge_equal=True)
-    pictures = read_pictures(dataset, arguments.image_column)
+    dataset = open_source(arguments)
+    texts, pairs = list_pairs(read_captions(dataset), merge_equal=True)
+    pictures = read_images(dataset)
     captions = count_codes(iterate_caption_features(model, processor, texts, arguments.batch_size))
     images = count_codes(iterate_image_features(model, processor, pictures, arguments.batch_size))
     return Evaluation(
         metrics=code_metrics(images, captions, pairs, arguments.seed, model.codebook.detach().float().cpu()),
         headline=arguments.metric,
-        data=[describe_data(arguments.dataset, arguments.split, dataset, list(columns.values()))],
+        data=[describe_data(arguments.dataset, arguments.split, dataset, ["image", "caption"])],
         counts={"images": len(images.active), "distinct_captions": len(texts), "codes": len(images.firing)},
         charts=[chart_usage(images, captions)],
     )

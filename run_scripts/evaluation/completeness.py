@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import check_columns, open_source
 from run_scripts.evaluation.arguments import CompletenessArguments
-from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
+from run_scripts.evaluation.inputs import describe_data, embed_all_images, embed_texts, read_texts
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
@@ -27,7 +27,7 @@ class Swap:
     kind: str
 
 
-def find_swaps(dataset: Dataset, caption_column: str, word_columns: list[str], seed: int) -> list[Swap]:
+def find_swaps(dataset: Dataset, word_columns: list[str], seed: int) -> list[Swap]:
     """For every annotated word that its caption names, the caption with another word of the same kind instead.
 
     The other word is drawn from all words of the column; the image must not have it, and its caption must not name it.
@@ -37,7 +37,7 @@ def find_swaps(dataset: Dataset, caption_column: str, word_columns: list[str], s
             take its place.
     """
     generator = random.Random(seed)
-    captions, swaps = read_texts(dataset, caption_column, "caption_column"), []
+    captions, swaps = read_texts(dataset, "caption", "caption_column"), []
     for kind in word_columns:
         annotations = read_words(dataset, kind)
         vocabulary = sorted({word for words in annotations for word in words})
@@ -104,15 +104,13 @@ def read_sugarcrepe(folder: str, image_folder: str) -> Dataset:
     return Dataset.from_list(rows).cast_column("image", Image())
 
 
-def read_swaps(
-    dataset: Dataset, caption_column: str, negative_caption_column: str, kind_column: str | None
-) -> list[Swap]:
+def read_swaps(dataset: Dataset, negative_caption_column: str, kind_column: str | None) -> list[Swap]:
     """The captions and false captions that the data bring.
 
     Raises:
         ValueError: a row lacks one.
     """
-    captions = read_texts(dataset, caption_column, "caption_column")
+    captions = read_texts(dataset, "caption", "caption_column")
     negatives = read_texts(dataset, negative_caption_column, "negative_caption_column")
     kinds = ["all"] * len(dataset) if kind_column is None else read_texts(dataset, kind_column, "kind_column")
     return [Swap(row, *values) for row, values in enumerate(zip(captions, negatives, kinds, strict=True))]
@@ -122,25 +120,23 @@ def evaluate_completeness(
     model: PreTrainedModel, processor: ProcessorMixin, arguments: CompletenessArguments
 ) -> Evaluation:
     """Compare every image with a true and a false caption; a tie counts against the model."""
+    columns = {name: getattr(arguments, name) for name in ("negative_caption_column", "kind_column")}
+    columns.update({f"word_columns ({name})": name for name in arguments.word_columns})
     if arguments.image_folder is not None:
         dataset = read_sugarcrepe(arguments.dataset, arguments.image_folder)
+        check_columns(dataset, **columns)
     else:
         # Joined by + as in the slicing language of `datasets`: each kind of swap may be a split of its own.
         splits = arguments.split.split("+")
-        parts = [open_dataset(arguments.dataset, split, config_name=arguments.config_name) for split in splits]
-        dataset = concatenate_datasets(parts)
-    names = ("image_column", "caption_column", "negative_caption_column", "kind_column")
-    columns = {name: getattr(arguments, name) for name in names}
+        dataset = concatenate_datasets([open_source(arguments, split, **columns) for split in splits])
     if arguments.kind_column is None and not arguments.word_columns and "kind" in dataset.column_names:
         columns["kind_column"] = "kind"
-    columns.update({f"word_columns ({name})": name for name in arguments.word_columns})
-    check_columns(dataset, **columns)
     if arguments.word_columns:
-        swaps = find_swaps(dataset, arguments.caption_column, arguments.word_columns, arguments.seed)
+        swaps = find_swaps(dataset, arguments.word_columns, arguments.seed)
     else:
-        swaps = read_swaps(dataset, *(columns[name] for name in names[1:]))
+        swaps = read_swaps(dataset, columns["negative_caption_column"], columns["kind_column"])
 
-    images = embed_pictures(model, processor, dataset, arguments.image_column, arguments.batch_size)
+    images = embed_all_images(model, processor, dataset, arguments.batch_size)
     images = images[[swap.row for swap in swaps]].double()
     texts = [swap.caption for swap in swaps] + [swap.negative_caption for swap in swaps]
     captions, negatives = embed_texts(model, processor, texts, arguments.batch_size).double().chunk(2)
@@ -150,7 +146,7 @@ def evaluate_completeness(
     return Evaluation(
         metrics=metrics,
         headline=arguments.metric,
-        data=[describe_data(arguments.dataset, arguments.split, dataset, list(columns.values()))],
+        data=[describe_data(arguments.dataset, arguments.split, dataset, ["image", "caption", *columns.values()])],
         counts={"images": len(dataset), "swaps": len(swaps)},
         charts=[Chart("Accuracy by kind of swap", "bar", {"accuracy": bars})] if len(bars) > 1 else [],
     )

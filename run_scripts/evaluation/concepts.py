@@ -9,11 +9,11 @@ from datasets import Dataset
 from scipy.sparse import csr_array
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import ConceptsArguments
 from run_scripts.evaluation.codes import count_codes
 from run_scripts.evaluation.embedding import embed_captions, iterate_image_features
-from run_scripts.evaluation.inputs import describe_data, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_images
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.truth import all_names, read_concepts, read_objects, truth_matrix
 from run_scripts.evaluation.truth_metrics import (
@@ -51,7 +51,7 @@ def read_sightings(
         objects = read_objects(dataset)
         for kind, column in (("attribute", "attributes"), ("action", "actions")):
             names[kind] = [sorted({name for thing in things for name in thing[column]}) for things in objects]
-    images = read_pictures(dataset, arguments.image_column)
+    images = read_images(dataset)
     counts = count_codes(iterate_image_features(model, processor, images, arguments.batch_size))
     return Sightings(counts.weights > 0, names)
 
@@ -110,11 +110,10 @@ def share_of_single(
 
 def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, arguments: ConceptsArguments) -> Evaluation:
     """Choose the code of every concept, attribute and action on one split, and test it on another."""
-    splits = {}
-    for split in (arguments.validation_split, arguments.split):
-        dataset = open_dataset(arguments.dataset, split, config_name=arguments.config_name)
-        check_columns(dataset, image_column=arguments.image_column, concepts="concepts")
-        splits[split] = dataset
+    splits = {
+        split: open_source(arguments, split, concepts="concepts")
+        for split in (arguments.validation_split, arguments.split)
+    }
     if len(splits) < 2:
         raise ValueError(f"validation_split must be another split than split={arguments.split!r}")
     validation, test = (read_sightings(model, processor, dataset, arguments) for dataset in splits.values())
@@ -137,7 +136,7 @@ def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, argumen
                 share_of_single(validation, test, names, lambda truth: truth),
                 share_of_single(validation, test, names, generator.permutation),
             )
-    columns = [arguments.image_column, "concepts", *(["objects"] if "attribute" in test.names else [])]
+    columns = ["image", "concepts", *(["objects"] if "attribute" in test.names else [])]
     return Evaluation(
         metrics=metrics,
         headline=arguments.metric,

@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""What evaluation reads from a data set: pictures, captions, class labels, and a fingerprint of all of them."""
+"""What evaluation reads from a data set: images, captions, class labels, and a fingerprint of all of them."""
 
 import hashlib
 import json
@@ -13,19 +13,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.decoding import ImageError, decode_image
+from run_scripts.data.source import leave_undecoded
 from run_scripts.evaluation.embedding import embed_captions, embed_images
 
 
-def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:
-    """The pictures of a column, decoded one by one.
+def read_images(dataset: Dataset, column: str = "image") -> Iterator[PILImage.Image]:
+    """The images of a column, decoded one by one.
 
     Raises:
-        ValueError: the column holds no pictures, or a picture cannot be read; the message names its row and file.
+        ValueError: an image cannot be read; the message names its row and file.
     """
-    if not isinstance(dataset.features[column], Image):
-        raise ValueError(f"image_column={column!r} holds {dataset.features[column]}, not pictures")
-    files = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-    for row, value in enumerate(tqdm(files, desc="pictures", disable=None)):
+    files = leave_undecoded(dataset.select_columns([column]), column)
+    for row, value in enumerate(tqdm(files, desc="images", disable=None)):
         file = value[column]
         if file is None:
             raise ValueError(f"{column} of row {row} is empty")
@@ -36,12 +35,11 @@ def read_pictures(dataset: Dataset, column: str) -> Iterator[PILImage.Image]:
         yield image
 
 
-def embed_pictures(
-    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, column: str, batch_size: int
+def embed_all_images(
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, batch_size: int
 ) -> torch.Tensor:
-    """(num_rows, dim) embeddings of a column of pictures."""
-    pictures = read_pictures(dataset, column)
-    return embed_images(model, processor, pictures, batch_size, keep_code_weights=False).embeds
+    """(num_rows, dim) embeddings of the images of a data set."""
+    return embed_images(model, processor, read_images(dataset), batch_size, keep_code_weights=False).embeds
 
 
 def embed_texts(model: PreTrainedModel, processor: ProcessorMixin, texts: list[str], batch_size: int) -> torch.Tensor:
@@ -49,7 +47,7 @@ def embed_texts(model: PreTrainedModel, processor: ProcessorMixin, texts: list[s
     return embed_captions(model, processor, texts, batch_size, keep_code_weights=False).embeds
 
 
-def read_captions(dataset: Dataset, column: str) -> list[list[str]]:
+def read_captions(dataset: Dataset, column: str = "caption") -> list[list[str]]:
     """The captions of every row; a row may have any number of them, 0 included.
 
     A cell is a list of captions, or a string with one caption a line. Blank captions are none.
@@ -61,10 +59,10 @@ def read_captions(dataset: Dataset, column: str) -> list[list[str]]:
     for row, cell in enumerate(dataset[column]):
         texts = cell.splitlines() if isinstance(cell, str) else [] if cell is None else cell
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"caption_column={column!r} of row {row} holds {cell!r}, not captions")
+            raise ValueError(f"caption_column of row {row} holds {cell!r}, not captions")
         captions.append([text for text in texts if text.strip()])
     if not any(captions):
-        raise ValueError(f"caption_column={column!r} holds no caption in any of {len(captions)} rows")
+        raise ValueError(f"caption_column holds no caption in any of {len(captions)} rows")
     return captions
 
 
@@ -80,7 +78,7 @@ def read_texts(dataset: Dataset, column: str, argument: str) -> list[str]:
     texts = dataset[column][:]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{argument}={column!r} of row {row} is {text!r}, not text")
+            raise ValueError(f"{argument} of row {row} is {text!r}, not text")
     return texts
 
 

@@ -12,9 +12,9 @@ from sklearn.metrics import accuracy_score, recall_score
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import LinearProbeArguments
-from run_scripts.evaluation.inputs import describe_data, embed_pictures
+from run_scripts.evaluation.inputs import describe_data, embed_all_images
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
@@ -105,25 +105,19 @@ def evaluate_linear_probe(
     splits = {"test": arguments.split, "train": arguments.train_split}
     if arguments.validation_split is not None:
         splits["validation"] = arguments.validation_split
-    datasets = {
-        part: open_dataset(arguments.dataset, split, config_name=arguments.config_name)
-        for part, split in splits.items()
-    }
-    columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
-    labels = {}
-    for part, dataset in datasets.items():
-        check_columns(dataset, **columns)
-        labels[part] = read_targets(dataset, arguments.label_column)
+    label_column = arguments.label_column
+    datasets = {part: open_source(arguments, split, label_column=label_column) for part, split in splits.items()}
+    labels = {part: read_targets(dataset, label_column) for part, dataset in datasets.items()}
     for num_shots in arguments.few_shot:
         draw_shots(labels["train"], num_shots, arguments.seed)  # so that it fails before the long part
     rows = {}
     for part, dataset in datasets.items():
-        embeds = embed_pictures(model, processor, dataset, arguments.image_column, arguments.batch_size)
+        embeds = embed_all_images(model, processor, dataset, arguments.batch_size)
         rows[part] = Rows(embeds.double().numpy(), labels[part])
     return Evaluation(
         headline=arguments.metric,
         data=[
-            describe_data(arguments.dataset, splits[part], dataset, list(columns.values()))
+            describe_data(arguments.dataset, splits[part], dataset, ["image", label_column])
             for part, dataset in datasets.items()
         ],
         **probe(rows["train"], rows.get("validation"), rows["test"], arguments),

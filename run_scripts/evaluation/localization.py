@@ -14,10 +14,10 @@ from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 from modeling_fdt import FDTModel, FDTProcessor
 from modeling_fdt.explanation_fdt import find_patch_grid, get_patch_grid, resample_heat_maps
 from modeling_fdt.towers_fdt import get_patch_size
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import LocalizationArguments
 from run_scripts.evaluation.embedding import embed_captions, iterate_batches
-from run_scripts.evaluation.inputs import describe_data, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_images
 from run_scripts.evaluation.results import Evaluation, Metric
 from run_scripts.evaluation.truth import collect_names, read_masks, read_objects
 from run_scripts.evaluation.truth_metrics import chance_iou, equal_area_iou, is_inside, points_at
@@ -172,8 +172,7 @@ def evaluate_localization(
     model: PreTrainedModel, processor: ProcessorMixin, arguments: LocalizationArguments
 ) -> Evaluation:
     """Ask for every concept that an image shows by its name, and compare the heat map with the truth."""
-    dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
-    check_columns(dataset, image_column=arguments.image_column, objects="objects")
+    dataset = open_source(arguments, objects="objects")
     objects = read_objects(dataset)
     asked = [list(dict.fromkeys(thing["concept"] for thing in things)) for things in objects]
     names = collect_names(asked)
@@ -182,7 +181,7 @@ def evaluate_localization(
     captions = (embeds[[positions[name] for name in of_image]] for of_image in asked)
     has_masks = "masks" in dataset.column_names
     masks = read_masks(dataset, objects) if has_masks else [None] * len(dataset)
-    images = read_pictures(dataset, arguments.image_column)
+    images = read_images(dataset)
     maps = iterate_patch_scores(model, processor, images, captions, arguments.batch_size, arguments.seed)
 
     found, by_chance, by_control, num_hidden = [], [], [], 0
@@ -205,7 +204,7 @@ def evaluate_localization(
     metrics = {name: Metric(mean_of(found, name), mean_of(by_chance, name)) for name in found[0]}
     for name, metric in metrics.items():
         metric.control = mean_of(by_control, name) if by_control else None
-    columns = [arguments.image_column, "objects", *(["masks"] if has_masks else [])]
+    columns = ["image", "objects", *(["masks"] if has_masks else [])]
     return Evaluation(
         metrics=metrics,
         headline=arguments.metric,

@@ -4,9 +4,9 @@
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import RetrievalArguments
-from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_captions
+from run_scripts.evaluation.inputs import describe_data, embed_all_images, embed_texts, read_captions
 from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, recall_of
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
@@ -151,20 +151,18 @@ def evaluate_retrieval(model: PreTrainedModel, processor: ProcessorMixin, argume
 
     An image without a caption is no query, but stays among the candidates.
     """
-    dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
-    columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
-    check_columns(dataset, **columns)
-    captions = read_captions(dataset, arguments.caption_column)
+    dataset = open_source(arguments)
+    captions = read_captions(dataset)
     texts, pairs = list_pairs(captions, arguments.merge_equal_captions)
 
-    image_embeds = embed_pictures(model, processor, dataset, arguments.image_column, arguments.batch_size)
+    image_embeds = embed_all_images(model, processor, dataset, arguments.batch_size)
     caption_embeds = embed_texts(model, processor, texts, arguments.batch_size)
     device = model.device if model.device.type == "cuda" else "cpu"  # float64, which not every device has
     image_ranks, caption_ranks = retrieval_ranks(image_embeds, caption_embeds, pairs, device=device)
     return Evaluation(
         metrics=retrieval_metrics(image_ranks, caption_ranks, pairs),
         headline=arguments.metric,
-        data=[describe_data(arguments.dataset, arguments.split, dataset, list(columns.values()))],
+        data=[describe_data(arguments.dataset, arguments.split, dataset, ["image", "caption"])],
         counts={
             "images": len(image_embeds),
             "captions": len(texts),

@@ -7,10 +7,10 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import TaggingArguments
 from run_scripts.evaluation.embedding import iterate_image_features
-from run_scripts.evaluation.inputs import describe_data, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_images
 from run_scripts.evaluation.metrics import cosine_scores
 from run_scripts.evaluation.pixel_baseline import nearest_rows, shrink_images
 from run_scripts.evaluation.prompts import embed_classes, load_templates
@@ -49,13 +49,12 @@ def neighbour_scores(train_pixels: np.ndarray, train_is_shown: np.ndarray, pixel
 
 def evaluate_tagging(model: PreTrainedModel, processor: ProcessorMixin, arguments: TaggingArguments) -> Evaluation:
     """Tag the images of a split; for a model with codes also by the codes' weights alone."""
-    dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
-    check_columns(dataset, image_column=arguments.image_column, concepts="concepts")
+    dataset = open_source(arguments, concepts="concepts")
     shown = read_concepts(dataset)
     names = collect_names(shown)
     is_shown = truth_matrix(shown, names)
     classes = embed_classes(model, processor, names, load_templates(arguments.templates), arguments.batch_size)
-    images = read_pictures(dataset, arguments.image_column)
+    images = read_images(dataset)
     scores, code_scores = [], []
     for features in iterate_image_features(model, processor, images, arguments.batch_size):
         scores.append(cosine_scores(features.embeds, classes.embeds))
@@ -66,15 +65,14 @@ def evaluate_tagging(model: PreTrainedModel, processor: ProcessorMixin, argument
     metrics = tagging_metrics(scores, is_shown)
     data = [(arguments.split, dataset)]
     if arguments.train_split is not None:
-        train = open_dataset(arguments.dataset, arguments.train_split, config_name=arguments.config_name)
-        check_columns(train, image_column=arguments.image_column, concepts="concepts")
+        train = open_source(arguments, arguments.train_split, concepts="concepts")
         data.append((arguments.train_split, train))
-        control = tag_by_pixels(processor, train, dataset, names, arguments.image_column)
+        control = tag_by_pixels(processor, train, dataset, names)
         for name, metric in tagging_metrics(control, is_shown).items():
             metrics[name].control = metric.value
     if code_scores:
         metrics.update(tagging_metrics(torch.cat(code_scores).numpy(), is_shown, "_by_codes"))
-    columns = [arguments.image_column, "concepts"]
+    columns = ["image", "concepts"]
     return Evaluation(
         metrics=metrics,
         headline=arguments.metric,
@@ -84,11 +82,9 @@ def evaluate_tagging(model: PreTrainedModel, processor: ProcessorMixin, argument
     )
 
 
-def tag_by_pixels(
-    processor: ProcessorMixin, train: Dataset, test: Dataset, names: list[str], image_column: str
-) -> np.ndarray:
+def tag_by_pixels(processor: ProcessorMixin, train: Dataset, test: Dataset, names: list[str]) -> np.ndarray:
     """`neighbour_scores` of the images of two splits."""
-    pixels = [shrink_images(processor.image_processor, read_pictures(rows, image_column)) for rows in (train, test)]
+    pixels = [shrink_images(processor.image_processor, read_images(rows)) for rows in (train, test)]
     return neighbour_scores(pixels[0], truth_matrix(read_concepts(train), names), pixels[1])
 
 

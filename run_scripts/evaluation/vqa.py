@@ -9,9 +9,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import VQAArguments
-from run_scripts.evaluation.inputs import describe_data, embed_pictures, embed_texts, read_texts
+from run_scripts.evaluation.inputs import describe_data, embed_all_images, embed_texts, read_texts
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 
 
@@ -146,12 +146,11 @@ def evaluate_vqa(model: PreTrainedModel, processor: ProcessorMixin, arguments: V
     """Fit the probe on one split and answer the questions of another."""
     columns = {
         name: getattr(arguments, name)
-        for name in ("image_column", "question_column", "answers_column", "image_id_column", "answer_type_column")
+        for name in ("question_column", "answers_column", "image_id_column", "answer_type_column")
     }
     datasets, features, answers = {}, {}, {}
     for part, split in {"test": arguments.split, "train": arguments.train_split}.items():
-        dataset = open_dataset(arguments.dataset, split, config_name=arguments.config_name)
-        check_columns(dataset, **columns)
+        dataset = open_source(arguments, split, **columns)
         datasets[part], answers[part] = dataset, read_answers(dataset, arguments.answers_column)
         features[part] = embed_questions(model, processor, dataset, arguments)
 
@@ -181,7 +180,7 @@ def evaluate_vqa(model: PreTrainedModel, processor: ProcessorMixin, arguments: V
         metrics=metrics,
         headline=arguments.metric,
         data=[
-            describe_data(arguments.dataset, split, datasets[part], list(columns.values()))
+            describe_data(arguments.dataset, split, datasets[part], ["image", *columns.values()])
             for part, split in {"test": arguments.split, "train": arguments.train_split}.items()
         ],
         counts={"questions": len(predictions), "train_questions": len(answers["train"]), "answers": len(vocabulary)},
@@ -200,7 +199,7 @@ def embed_questions(
     first_rows = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}
     shown = sorted(first_rows.values())
     positions = {row: position for position, row in enumerate(shown)}
-    images = embed_pictures(model, processor, dataset.select(shown), arguments.image_column, arguments.batch_size)
+    images = embed_all_images(model, processor, dataset.select(shown), arguments.batch_size)
     questions = embed_texts(
         model, processor, read_texts(dataset, arguments.question_column, "question_column"), arguments.batch_size
     )

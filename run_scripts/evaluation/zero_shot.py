@@ -4,10 +4,10 @@
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from run_scripts.data.source import check_columns, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import ZeroShotArguments
 from run_scripts.evaluation.embedding import iterate_image_features
-from run_scripts.evaluation.inputs import describe_data, read_class_names, read_labels, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_class_names, read_images, read_labels
 from run_scripts.evaluation.metrics import chance_recall_of, cosine_scores, first_hit_ranks, mean_per_class, recall_of
 from run_scripts.evaluation.prompts import embed_classes, load_class_names, load_templates
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
@@ -36,14 +36,12 @@ def classification_metrics(scores: torch.Tensor, targets: torch.Tensor) -> dict[
 
 def evaluate_zero_shot(model: PreTrainedModel, processor: ProcessorMixin, arguments: ZeroShotArguments) -> Evaluation:
     """Classify the pictures of a split by prompts; for a model with codes also by the codes' weights alone."""
-    dataset = open_dataset(arguments.dataset, arguments.split, config_name=arguments.config_name)
-    columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
-    check_columns(dataset, **columns)
+    dataset = open_source(arguments, label_column=arguments.label_column)
     names, targets = read_classes(dataset, arguments.label_column, arguments.class_names)
     templates = load_templates(arguments.templates)
 
     classes = embed_classes(model, processor, names, templates, arguments.batch_size)
-    pictures = read_pictures(dataset, arguments.image_column)
+    pictures = read_images(dataset)
     scores, code_scores = [], []
     for features in iterate_image_features(model, processor, pictures, arguments.batch_size):
         scores.append(cosine_scores(features.embeds, classes.embeds))
@@ -58,7 +56,7 @@ def evaluate_zero_shot(model: PreTrainedModel, processor: ProcessorMixin, argume
     return Evaluation(
         metrics=metrics,
         headline=arguments.metric,
-        data=[describe_data(arguments.dataset, arguments.split, dataset, list(columns.values()))],
+        data=[describe_data(arguments.dataset, arguments.split, dataset, ["image", arguments.label_column])],
         counts={"classes": len(names), "templates": len(templates), "equal_names": len(names) - len(set(names))},
         charts=[chart_by_class(scores, targets, names)] if len(targets) >= 5 * len(names) else [],
     )

@@ -26,7 +26,7 @@ from modeling_fdt.towers_fdt import get_context_length
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.files import format_markdown_table
 from run_scripts.data.source import check_columns
-from run_scripts.evaluation.inputs import describe_data, read_pictures
+from run_scripts.evaluation.inputs import describe_data, read_images
 from run_scripts.evaluation.metrics import chance_recall_of
 from run_scripts.evaluation.naming import all_concepts, evaluate_naming
 from run_scripts.evaluation.results import PACKAGES, find_commit
@@ -179,7 +179,7 @@ def prepare_study(arguments: StudyArguments, training_arguments: FDTTrainingArgu
         collator=ContrastiveCollator(processor, image_column, caption_column, arguments.augmentation),
         dataset=dataset,
         pictures={
-            split: shrink(read_pictures(dataset[split], image_column), processor.image_processor) for split in SPLITS
+            split: shrink(read_images(dataset[split], image_column), processor.image_processor) for split in SPLITS
         },
         concepts=all_concepts(dataset),
         data_sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),

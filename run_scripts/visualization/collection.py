@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
+from run_scripts.data.source import open_source
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.arguments import VisualizationArguments
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
@@ -57,10 +57,10 @@ def collect(
     image = ModalityStatistics(codebook_size, arguments.num_examples)
     text = ModalityStatistics(codebook_size, arguments.num_examples)
     sample = Sample(SAMPLE_SIZE, arguments.seed)
-    reader = RowReader(dataset, processor, arguments.image_column, arguments.caption_column, arguments.category_column)
+    reader = RowReader(dataset, processor, arguments.category_column)
     num_rows = len(dataset) if isinstance(dataset, Dataset) else arguments.max_rows
     progress = tqdm(total=num_rows, desc="embedding", unit="row")
-    for columns in leave_undecoded(dataset, arguments.image_column).iter(arguments.batch_size):
+    for columns in dataset.iter(arguments.batch_size):
         start = reader.num_read
         numbers, rows, inputs = reader.read(columns)
         progress.update(reader.num_read - start)
@@ -127,11 +127,7 @@ def visualize(arguments: VisualizationArguments) -> None:
 
 def write(arguments: VisualizationArguments) -> None:
     """Read the data and write the gallery into `output_dir`, which exists."""
-    dataset = open_dataset(
-        arguments.dataset, arguments.split, config_name=arguments.config_name, streaming=arguments.streaming
-    )
-    names = ("image_column", "caption_column", "category_column")
-    check_columns(dataset, **{name: getattr(arguments, name) for name in names})
+    dataset = open_source(arguments, category_column=arguments.category_column)
     if arguments.max_rows is not None:
         dataset = dataset.take(arguments.max_rows)
     model, processor = load_model(arguments.model, arguments.device)

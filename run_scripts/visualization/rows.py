@@ -29,23 +29,19 @@ class RowReader:
         last_reason: why the last of them could not.
 
     Args:
-        dataset: for the names of its categories.
+        dataset: of [`open_source`], for the names of its categories.
         processor: that of the model.
-        image_column, caption_column: of images, undecoded, and of captions, or lists of them of which the first
-            counts.
-        category_column: of categories, if there are any.
+        category_column: of categories, if there are any; of lists of captions the first counts.
     """
 
     def __init__(
         self,
         dataset: Dataset | IterableDataset,
         processor: FDTProcessor,
-        image_column: str,
-        caption_column: str,
         category_column: str | None,
     ):
         self.processor = processor
-        self.image_column, self.caption_column, self.category_column = image_column, caption_column, category_column
+        self.category_column = category_column
         self.num_read, self.num_left_out, self.last_reason = 0, 0, ""
         feature = (dataset.features or {}).get(category_column)
         self._category_names = feature.names if isinstance(feature, ClassLabel) else None
@@ -76,13 +72,13 @@ class RowReader:
             logger.warning("left out row %d: %s", self.num_read, reason)
 
     def _read_row(self, values: dict[str, Any]) -> dict[str, Any]:
-        cell, image = values[self.caption_column], values[self.image_column]
+        cell, image = values["caption"], values["image"]
         captions = cell if isinstance(cell, list) else [cell]
         caption = next((text for text in captions if isinstance(text, str) and text.strip()), None)
         if caption is None:
-            raise ValueError(f"{self.caption_column} holds {cell!r:.200}, no caption")
+            raise ValueError(f"caption holds {cell!r:.200}, no caption")
         if image is None:
-            raise ValueError(f"{self.image_column} is empty")
+            raise ValueError("image is empty")
         category = None if self.category_column is None else self._name_category(values[self.category_column])
         caption = cut_caption(caption, self.processor.tokenizer)
         return {"image": decode_image(image), "caption": caption, "label": Label(content_words(caption), category)}
