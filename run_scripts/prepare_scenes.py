@@ -234,6 +234,19 @@ def describe_scene(scene: Scene, generator: random.Random) -> dict[str, Any]:
     }
 
 
+def has_own_style(world: World, split: str) -> bool:
+    """Whether the drawings of a split are in styles that training does not show."""
+    return set(world.styles[split]).isdisjoint(world.styles["train"])
+
+
+def name_false_caption_split(world: World) -> str:
+    """The split like which the scenes of false captions are drawn.
+
+    A drawing never seen is hard to name where training shows two styles only; what is asked here is another thing.
+    """
+    return "test" if has_own_style(world, "test") else "test_combinations"
+
+
 def list_actions(sprites: list[Sprite]) -> dict[str, list[str]]:
     """Of every concept what its drawings do."""
     actions: dict[str, list[str]] = {}
@@ -323,8 +336,8 @@ def data_card(
     """What is in the folder, for its reader."""
     concepts = sorted({sprite.subject.concept for sprite in sprites} - {""})
     actions = sorted({sprite.subject.action for sprite in sprites} - {None})
-    has_own_style = set(world.styles["validation"]).isdisjoint(world.styles["train"])
-    styles = "in a style of its own" if has_own_style else "in the styles and drawings of training: no other is left"
+    is_own = has_own_style(world, "validation")
+    styles = "in a style of its own" if is_own else "in the styles and drawings of training: no other is left"
     texts = {**SPLIT_TEXTS, "validation": SPLIT_TEXTS["validation"].format(validation_styles=styles)}
     return CARD.read_text(encoding="utf-8").format(
         image_size=world.image_size,
@@ -336,6 +349,7 @@ def data_card(
         num_pairings=len(world.unseen_pairings),
         num_drawings=len(world.unseen_drawings),
         false_captions=", ".join(f"`{kind}` ({len(rows)})" for kind, rows in false_captions.items()),
+        false_caption_split=name_false_caption_split(world),
         visible=f"{MIN_VISIBLE_SHARE:.0%}",
         num_concepts=len(concepts),
         concepts=", ".join(concepts),
@@ -359,9 +373,8 @@ def prepare_scenes(arguments: SceneArguments) -> DatasetDict:
             rows = [describe_scene(*composer.compose(index)) for index in range(arguments.num_scenes)]
             splits[name] = Dataset.from_list(rows, features=IMAGE_FEATURES)
         actions = list_actions(sprites)
-        composer = SceneComposer(
-            world, sprites, SPLIT_RULES["test"], _split_seed(arguments.seed, len(SPLIT_RULES) + 1)
-        )
+        rule = SPLIT_RULES[name_false_caption_split(world)]
+        composer = SceneComposer(world, sprites, rule, _split_seed(arguments.seed, len(SPLIT_RULES) + 1))
         false_captions = DatasetDict(
             {kind: make_false_captions(composer, kind, arguments.num_false_captions, actions) for kind in KINDS}
         )

@@ -207,7 +207,10 @@ def test_evaluation_gives_the_numbers_of_the_demo(model, processor, checkpoint, 
 # Zero-shot classification
 
 
-def test_templates_of_all_three_kinds(tmp_path):
+def test_templates_of_all_kinds(tmp_path):
+    assert load_templates("bare") == ["{}"] and load_templates("a {}") == ["a {}"]
+    with pytest.raises(ValueError, match="exactly one {}"):
+        load_templates("{} and {}")
     assert all(template.count("{}") == 1 for template in load_templates("simple"))
     (tmp_path / "templates.txt").write_text("a sketch of {}\n\nthe {} of old\n")
     assert load_templates(str(tmp_path / "templates.txt")) == ["a sketch of {}", "the {} of old"]

@@ -298,5 +298,6 @@ def test_what_the_licences_ask_for_is_kept(folder, splits):
     assert (folder / "contact_sheet.png").stat().st_size > 0
     card = (folder / "README.md").read_text()
     assert "| `test` | 40 |" in card
+    assert "drawn like those of `test_combinations`" in " ".join(card.split())
     # Of two styles none is left for validation.
     assert "never together in training, in the styles and drawings of training" in card

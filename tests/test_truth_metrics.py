@@ -229,9 +229,12 @@ def test_codes_are_chosen_on_one_split_and_tested_on_the_other():
     validation = concepts.Sightings(ACTIVE, {"concept": names})
     test = concepts.Sightings(ACTIVE[[0, 2, 2, 3]], {"concept": names})
     name_active = csr_array(np.array([[1, 0, 0, 0], [1, 0, 0, 0]], dtype=bool))
-    metrics, f1 = concepts.match_codes(validation, test, "concept", ["a", "b"], name_active, np.random.default_rng(0))
+    metrics, match = concepts.match_codes(
+        validation, test, "concept", ["a", "b"], name_active, np.random.default_rng(0)
+    )
     # On the test images code 0 fires for one of two of "a", code 2 for both of "b" and once more.
-    assert f1 == pytest.approx([2 / 3, 0.8]) and metrics["concept_f1"].value == pytest.approx(11 / 15)
+    assert match.codes.tolist() == [0, 2] and match.is_named.tolist() == [True, False]
+    assert match.f1 == pytest.approx([2 / 3, 0.8]) and metrics["concept_f1"].value == pytest.approx(11 / 15)
     assert metrics["concept_f1"].chance == pytest.approx(2 / 3) and metrics["concept_f1"].control is not None
     assert metrics["concept_named"].value == 0.5 and metrics["concept_named"].chance == 0.5
     # Codes 0 and 2 mean the same in both; of the three that fire in test images.
@@ -319,12 +322,12 @@ def test_a_model_that_looks_at_colour_points_at_it(tiny_model, tiny_processor, s
         patches = torch.nn.functional.avg_pool2d(pixel_values, 8)
         return patches.flatten(2).transpose(1, 2), (4, 4), None
 
-    def name(model, processor, names, batch_size, keep_code_weights):
+    def name(model, processor, names, templates, batch_size):
         colors = {"circle": [1.0, 0.0, -1.0], "square": [-1.0, 0.0, 1.0]}
         return Features(torch.tensor([colors[name] for name in names]), None)
 
     monkeypatch.setattr(localization, "embed_patches", look)
-    monkeypatch.setattr(localization, "embed_captions", name)
+    monkeypatch.setattr(localization, "embed_classes", name)
     metrics = run(tiny_model, tiny_processor, "localization", scenes).metrics
     assert metrics["pointing_game"].value == 1 and metrics["mask_iou"].value > 0.5
 

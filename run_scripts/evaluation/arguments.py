@@ -44,13 +44,24 @@ class CaptionTaskArguments(EvaluationArguments):
 
 
 @dataclass(kw_only=True)
+class ConceptTaskArguments(EvaluationArguments):
+    """What tasks need that ask for concepts by their names."""
+
+    templates: str = field(
+        default="bare",
+        metadata={"help": "bare (the name alone), simple, open_clip, a template (`a {}`), or a file with one a line."},
+    )
+
+
+@dataclass(kw_only=True)
 class ZeroShotArguments(EvaluationArguments):
     label_column: str = field(default="label", metadata={"help": "Column of classes: ClassLabel, names or numbers."})
     class_names: str | None = field(
         default=None, metadata={"help": "File with a name a line, or open_clip; default: the data's own names."}
     )
     templates: str = field(
-        default="simple", metadata={"help": "bare, simple, open_clip, or a file with one {} a line."}
+        default="simple",
+        metadata={"help": "bare, simple, open_clip, a template (`a {}`), or a file with one a line."},
     )
     metric: str = field(default="top_1", metadata={"help": "The metric that is cited for this data set."})
 
@@ -138,10 +149,7 @@ class CodesArguments(CaptionTaskArguments):
 
 
 @dataclass(kw_only=True)
-class TaggingArguments(EvaluationArguments):
-    templates: str = field(
-        default="bare", metadata={"help": "bare (the name alone), simple, open_clip, or a file with one {} a line."}
-    )
+class TaggingArguments(ConceptTaskArguments):
     train_split: str | None = field(
         default=None, metadata={"help": "Also tag by the most similar images of this split, by pixels: the control."}
     )
@@ -151,12 +159,12 @@ class TaggingArguments(EvaluationArguments):
 
 
 @dataclass(kw_only=True)
-class LocalizationArguments(EvaluationArguments):
+class LocalizationArguments(ConceptTaskArguments):
     metric: str = field(default="pointing_game", metadata={"help": "The metric that is cited for this data set."})
 
 
 @dataclass(kw_only=True)
-class ConceptsArguments(EvaluationArguments):
+class ConceptsArguments(ConceptTaskArguments):
     validation_split: str = field(
         default="validation", metadata={"help": "The split on which the code of each concept is chosen."}
     )

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import ConceptsArguments
 from run_scripts.evaluation.codes import count_codes
-from run_scripts.evaluation.embedding import embed_captions, iterate_image_features
+from run_scripts.evaluation.embedding import iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_images
+from run_scripts.evaluation.prompts import embed_classes, load_templates
 from run_scripts.evaluation.results import Chart, Evaluation, Metric
 from run_scripts.evaluation.truth import all_names, read_concepts, read_objects, truth_matrix
 from run_scripts.evaluation.truth_metrics import (
@@ -42,6 +43,28 @@ class Sightings:
     names: dict[str, list[list[str]]]
 
 
+@dataclass
+class CodeMatch:
+    """The code of every name.
+
+    Attributes:
+        names: of one kind.
+        codes: (num_names,) the code that was chosen for each; -1 where none fires with it.
+        f1: (num_names,) of these codes, on the split that they were not chosen on.
+        is_named: (num_names,) boolean, whether the code fires for the name as a caption.
+    """
+
+    names: list[str]
+    codes: np.ndarray
+    f1: np.ndarray
+    is_named: np.ndarray
+
+    def list_best(self, number: int) -> list[int]:
+        """The codes that are named and have the highest F1, the best first, each once."""
+        order = np.argsort(-np.where(self.is_named, self.f1, -1), kind="stable")
+        return list(dict.fromkeys(self.codes[[place for place in order if self.is_named[place]]].tolist()))[:number]
+
+
 def read_sightings(
     model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, arguments: ConceptsArguments
 ) -> Sightings:
@@ -63,7 +86,7 @@ def match_codes(
     names: list[str],
     name_active: csr_array,
     generator: np.random.Generator,
-) -> tuple[dict[str, Metric], np.ndarray]:
+) -> tuple[dict[str, Metric], CodeMatch]:
     """The code of every name, chosen on one split and tested on another.
 
     Args:
@@ -76,8 +99,7 @@ def match_codes(
     Returns:
         `KIND_f1`: mean F1 of the codes on test; chance is a code that fires for every image, the control are codes
         that were chosen and tested on images in random order. `KIND_named`: share of the names for which their code
-        fires too; chance is its base rate, the share of the other names for which it does. And the mean F1 of each
-        name.
+        fires too; chance is its base rate, the share of the other names for which it does. And the codes.
     """
     truths = [truth_matrix(split.names[kind], names) for split in (validation, test)]
     actives = (validation.active, test.active)
@@ -94,7 +116,7 @@ def match_codes(
         ),
         f"{kind}_named": Metric(float(own.mean()), float(base_rates.mean())),
     }
-    return metrics, f1
+    return metrics, CodeMatch(names, codes, f1, own)
 
 
 def share_of_single(
@@ -110,6 +132,13 @@ def share_of_single(
 
 def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, arguments: ConceptsArguments) -> Evaluation:
     """Choose the code of every concept, attribute and action on one split, and test it on another."""
+    return find_codes(model, processor, arguments)[0]
+
+
+def find_codes(
+    model: PreTrainedModel, processor: ProcessorMixin, arguments: ConceptsArguments
+) -> tuple[Evaluation, dict[str, CodeMatch]]:
+    """What `evaluate_concepts` gives, and by kind the codes that it has found."""
     splits = {
         split: open_source(arguments, split, concepts="concepts")
         for split in (arguments.validation_split, arguments.split)
@@ -117,8 +146,9 @@ def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, argumen
     if len(splits) < 2:
         raise ValueError(f"validation_split must be another split than split={arguments.split!r}")
     validation, test = (read_sightings(model, processor, dataset, arguments) for dataset in splits.values())
-    generator = np.random.default_rng(arguments.seed)
-    metrics, counts, charts = {}, {"images": test.active.shape[0], "codes": test.active.shape[1]}, []
+    generator, templates = np.random.default_rng(arguments.seed), load_templates(arguments.templates)
+    metrics, matches = {}, {}
+    counts = {"images": test.active.shape[0], "codes": test.active.shape[1]}
     for kind in test.names:
         names = sorted(all_names(validation.names[kind]) & all_names(test.names[kind]))
         counts[f"{kind}s"] = len(names)
@@ -127,23 +157,24 @@ def evaluate_concepts(model: PreTrainedModel, processor: ProcessorMixin, argumen
             raise ValueError(f"at least 2 concepts must be shown in both splits, got {names}")
         if len(names) < 2:
             continue
-        name_active = count_codes([embed_captions(model, processor, names, arguments.batch_size)]).weights > 0
-        found, f1 = match_codes(validation, test, kind, names, name_active, generator)
+        classes = embed_classes(model, processor, names, templates, arguments.batch_size)
+        name_active = count_codes([classes]).weights > 0
+        found, matches[kind] = match_codes(validation, test, kind, names, name_active, generator)
         metrics.update(found)
-        charts.append(chart_f1(f1, names, kind))
         if kind == "concept":
             metrics["single_concept_codes"] = Metric(
                 share_of_single(validation, test, names, lambda truth: truth),
                 share_of_single(validation, test, names, generator.permutation),
             )
     columns = ["image", "concepts", *(["objects"] if "attribute" in test.names else [])]
-    return Evaluation(
+    evaluation = Evaluation(
         metrics=metrics,
         headline=arguments.metric,
         data=[describe_data(arguments.dataset, split, splits[split], columns) for split in reversed(splits)],
         counts=counts,
-        charts=charts,
+        charts=[chart_f1(match.f1, match.names, kind) for kind, match in matches.items()],
     )
+    return evaluation, matches
 
 
 def chart_f1(f1: np.ndarray, names: list[str], kind: str) -> Chart:

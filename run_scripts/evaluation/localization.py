@@ -16,8 +16,9 @@ from modeling_fdt.explanation_fdt import find_patch_grid, get_patch_grid, resamp
 from modeling_fdt.towers_fdt import get_patch_size
 from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import LocalizationArguments
-from run_scripts.evaluation.embedding import embed_captions, iterate_batches
+from run_scripts.evaluation.embedding import iterate_batches
 from run_scripts.evaluation.inputs import describe_data, read_images
+from run_scripts.evaluation.prompts import embed_classes, load_templates
 from run_scripts.evaluation.results import Evaluation, Metric
 from run_scripts.evaluation.truth import collect_names, read_masks, read_objects
 from run_scripts.evaluation.truth_metrics import chance_iou, equal_area_iou, is_inside, points_at
@@ -176,7 +177,7 @@ def evaluate_localization(
     objects = read_objects(dataset)
     asked = [list(dict.fromkeys(thing["concept"] for thing in things)) for things in objects]
     names = collect_names(asked)
-    embeds = embed_captions(model, processor, names, arguments.batch_size, keep_code_weights=False).embeds
+    embeds = embed_classes(model, processor, names, load_templates(arguments.templates), arguments.batch_size).embeds
     positions = {name: position for position, name in enumerate(names)}
     captions = (embeds[[positions[name] for name in of_image]] for of_image in asked)
     has_masks = "masks" in dataset.column_names

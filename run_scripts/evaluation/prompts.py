@@ -28,7 +28,7 @@ def load_templates(source: str) -> list[str]:
 
     Args:
         source: `bare` (the name alone), `simple` (our own seven), `open_clip` (ImageNet's 80, from the package
-            open_clip_torch), or a text file with one template a line.
+            open_clip_torch), one template itself (`a {}`), or a text file with one a line.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line has not exactly one `{}`.
@@ -39,10 +39,11 @@ def load_templates(source: str) -> list[str]:
         return list(SIMPLE_TEMPLATES)
     if source == "open_clip":
         return [template("{}") for template in _open_clip_metadata().OPENAI_IMAGENET_TEMPLATES]
-    templates = _read_lines("templates", source, ("bare", "simple", "open_clip"))
+    known = ("bare", "simple", "open_clip")
+    templates = [source] if "{}" in source else _read_lines("templates", source, known)
     for template in templates:
         if template.count("{}") != 1:
-            raise ValueError(f"templates={source!r}: every line needs exactly one {{}}, got {template!r}")
+            raise ValueError(f"templates={source!r}: every template needs exactly one {{}}, got {template!r}")
     return templates
 
 
