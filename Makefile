@@ -1,5 +1,6 @@
 # Each target sets up its own virtual environment in .venv when it is missing or what it is made from has changed.
 PYTHON ?= python3
+DATA ?= scenes
 STYLES ?= two
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -15,8 +16,8 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 .PHONY: help demo test test-common test-oldest test-latest constraints style docs clean
 
 help:
-	@echo "make demo          train a small FDT on emoji drawings, evaluate it, and use it through pipeline (about ten minutes)"
-	@echo "                   STYLES=all: nine drawing styles, tested on one never seen (needs npm)"
+	@echo "make demo          train a small FDT on scenes of drawings, evaluate it, show its codes, and use it"
+	@echo "                   DATA=drawings: one drawing in an image; and STYLES=all: in nine styles (needs npm)"
 	@echo "make test          run the tests, the slow ones included, on the releases of constraints.txt"
 	@echo "make test-common   run transformers' common model tests on FDT and, beside it, on CLIP"
 	@echo "make test-oldest   run the tests of the models and the trainer on the oldest transformers supported"
@@ -37,7 +38,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m run_scripts.run_demo --styles $(STYLES)
+	$(BIN)/python -m run_scripts.run_demo --data $(DATA) --styles $(STYLES)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)

@@ -1,16 +1,16 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""The first run: train a small FDT model on emoji, test it on drawings it has never seen, and use it.
+"""The first run: train a small FDT model, test it on images that it has never seen, show its codes, and use it.
 
     python -m run_scripts.run_demo
-    python -m run_scripts.run_demo --styles all
+    python -m run_scripts.run_demo --data drawings --styles all
 
-Data come from `prepare_emoji_data`, training is `run_pretraining` with a config of `run_scripts/configs`. Everything
-is written into the config's `output_dir`: the model, results.json, loss_curve.png, contact_sheet.png, and in `gallery`
-pages that show what each code means (`run_visualization`).
+Images are scenes of drawings (`prepare_scenes`), or drawings one by one (`prepare_emoji_data`). Training is
+`run_pretraining` with a config of `run_scripts/configs`. Everything is written into the config's `output_dir`: the
+model, results.json, loss_curve.png, contact_sheet.png, and in `gallery` pages and figures that show what each code
+means (`run_visualization`).
 """
 
 import json
-import logging
 import random
 import shutil
 import subprocess
@@ -19,148 +19,193 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
-from transformers import HfArgumentParser
+from datasets import DatasetDict, load_from_disk
+from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.arguments import parse_arguments
-from run_scripts.evaluation.naming import NUM_CHOICES, all_concepts, evaluate_naming, pixel_controls
+from run_scripts.arguments import DataArguments, parse_arguments, run_command
+from run_scripts.data.source import copy_credits
+from run_scripts.evaluation import naming, scene_metrics
+from run_scripts.evaluation.embedding import load_model
 from run_scripts.evaluation.results import format_table
-from run_scripts.evaluation.retrieval import RECALLS
+from run_scripts.evaluation.tagging import best_tags
+from run_scripts.evaluation.truth import collect_names, read_concepts
 from run_scripts.prepare_emoji_data import EmojiDataArguments, prepare_emoji_data
-from run_scripts.run_visualization import VisualizationArguments
-from run_scripts.run_visualization import main as run_visualization
-from run_scripts.training.arguments import PRETRAINING
+from run_scripts.prepare_scenes import SceneArguments, prepare_scenes
+from run_scripts.training.arguments import PRETRAINING, ModelArguments
 from run_scripts.training.pretraining import train
+from run_scripts.visualization.arguments import VisualizationArguments
+from run_scripts.visualization.collection import visualize
+from run_scripts.visualization.contact_sheets import plot_drawings, plot_loss_curve, plot_scenes
 
 
 CONFIGS = Path(__file__).with_name("configs")
+SCENE_SPLITS = {  # the first is shown
+    "test_combinations": "scenes of things never seen together",
+    "test": "the same, in drawings never seen",
+}
+NUM_SCENES_SHOWN, NUM_DRAWINGS_SHOWN, NUM_CODES_SHOWN = 24, 48, 6
+NUM_LABELS = 10
+# A few steps with few codes; and few scenes to test on.
+SMOKE_FLAGS = "--max_steps 6 --per_device_train_batch_size 32 --warmup_steps 1 --logging_steps 2".split()
+SMOKE_FLAGS += ["--model_config", '{"codebook_size": 64}']
+SMOKE_SCENES = {"num_scenes": 40, "num_false_captions": 8}
+# What it takes to use the saved model, run in a process of its own.
+USE = """
+import sys
+from transformers import pipeline
+import modeling_fdt  # registers FDT with transformers
+
+model, image, template, *labels = sys.argv[1:]
+classify = pipeline("zero-shot-image-classification", model=model)
+for answer in classify(image, candidate_labels=labels, hypothesis_template=template):
+    print(f"{answer['score']:7.1%}  {answer['label']}")
+"""
 
 
 @dataclass
 class DemoArguments:
-    styles: Literal["two", "all"] = field(default="two", metadata={"help": "`two` needs pip only, `all` needs npm."})
-    smoke: bool = field(default=False, metadata={"help": "A few steps of a tiny model, to see that all parts run."})
+    data: Literal["scenes", "drawings"] = field(
+        default="scenes", metadata={"help": "Several things in an image, or one drawing."}
+    )
+    styles: Literal["two", "all"] = field(
+        default="two", metadata={"help": "`two` needs pip only; `all`, for drawings, needs npm."}
+    )
+    smoke: bool = field(default=False, metadata={"help": "A few steps, to see that all parts run."})
+
+    def __post_init__(self):
+        if self.data == "scenes" and self.styles != "two":
+            raise ValueError(f"styles={self.styles!r} is for data='drawings', got data={self.data!r}")
 
 
-def evaluate(
-    model: FDTModel,
-    processor: FDTProcessor,
-    dataset: DatasetDict,
-    split: str,
-    concepts: dict[str, tuple[str, int]],
-    seed: int,
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Test a model on one split: every metric as JSON, and the predicted name of every drawing."""
-    test = dataset[split]
-    metrics, predictions = evaluate_naming(model, processor, test["image"], test["concept"][:], concepts, seed)
-    for name, control in pixel_controls(processor, dataset["train"], test).items():
-        metrics[name].control = control
-    return {name: asdict(metric) for name, metric in metrics.items()}, predictions
+def prepare(arguments: DemoArguments, model_arguments: ModelArguments, data_arguments: DataArguments) -> DatasetDict:
+    """The data of the run, made where they are not there yet."""
+    folder = data_arguments.dataset
+    if not Path(folder).exists():
+        if arguments.data == "scenes":
+            image_size = model_arguments.image_processor_config["crop_size"]["height"]
+            changes = SMOKE_SCENES if arguments.smoke else {}
+            prepare_scenes(SceneArguments(folder, arguments.styles, image_size, **changes))
+        else:
+            prepare_emoji_data(EmojiDataArguments(output_dir=folder, styles=arguments.styles))
+    return load_from_disk(folder)
 
 
-def table_rows(metrics: dict[str, dict[str, Any]], split: Dataset, num_names: int) -> dict[str, dict[str, Any]]:
-    """What the table shows of the metrics of `evaluate_naming`, by a heading that says among how many."""
-    headings = {
-        "top_1": f"zero-shot top-1 among {num_names} names",
-        "top_5": f"zero-shot top-5 among {num_names} names",
-        f"top_1_of_{NUM_CHOICES}": f"zero-shot top-1 among {NUM_CHOICES} names",
-        "category": "category accuracy (chance: the largest)",
-    }
-    candidates = {"image_to_text": f"{len(set(split['concept']))} captions", "text_to_image": f"{len(split)} images"}
-    for direction, number in candidates.items():
-        headings.update({f"{direction}_R@{k}": f"R@{k} {direction.replace('_', ' ')}, {number}" for k in RECALLS})
-    headings["active_per_image"] = "active codes per image"
-    headings["active_per_caption"] = "active codes per caption"
-    return {heading: metrics[name] for name, heading in headings.items()}
+@dataclass
+class Shown:
+    """What follows the tables: an image, its true names, all names, a template for them, and codes to draw."""
+
+    image: Any
+    true_names: list[str]
+    names: list[str]
+    template: str
+    codes: list[int] | None
 
 
-def plot_loss_curve(log_history: list[dict], path: Path) -> None:
-    """The training loss by step, as PNG."""
-    points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(*zip(*points, strict=True))
-    axes.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def report_on_scenes(
+    model: PreTrainedModel, processor: ProcessorMixin, splits: DatasetDict, folder: str, seed: int, output_dir: Path
+) -> tuple[dict, Shown]:
+    """Print the tables, draw the contact sheet; returns metrics by split, and what is shown next."""
+    results, matches = {}, {}
+    for split, what in SCENE_SPLITS.items():
+        metrics, matches[split] = scene_metrics.evaluate_scenes(model, processor, folder, split, seed)
+        results[split] = {name: asdict(metric) for name, metric in metrics.items()}
+        print("\n" + format_table(f"{len(splits[split]):,} {what}", scene_metrics.name_rows(results[split])))
+    metrics = scene_metrics.evaluate_false_captions(model, processor, folder)
+    results["false_captions"] = {name: asdict(metric) for name, metric in metrics.items()}
+    print("\n" + format_table("captions with one thing false", scene_metrics.name_rows(results["false_captions"])))
+
+    shown_split = next(iter(SCENE_SPLITS))
+    split = splits[shown_split]
+    names = collect_names(read_concepts(split))
+    rows = random.Random(seed).sample(range(len(split)), NUM_SCENES_SHOWN)
+    scenes = split.select(rows)
+    tags = best_tags(model, processor, scenes, names, [scene_metrics.TEMPLATE])
+    plot_scenes(scenes, tags, len(names), output_dir / "contact_sheet.png")
+    scene = max(scenes, key=lambda row: len(row["concepts"]))
+    codes = matches[shown_split].list_best(NUM_CODES_SHOWN) or None
+    return results, Shown(scene["image"], scene["concepts"], names, scene_metrics.TEMPLATE, codes)
 
 
-def plot_contact_sheet(split: Dataset, predictions: list[str], rows: list[int], path: Path) -> None:
-    """Drawings with their predicted names, green where right, else red with the true name below, as PNG."""
-    figure, grid = plt.subplots(6, 8, figsize=(16, 13), layout="constrained")
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, row in zip(grid.flat, rows, strict=False):
-        drawing, prediction = split[row], predictions[row]
-        is_right = prediction == drawing["caption"]
-        title = prediction if is_right else f"{prediction}\n({drawing['caption']})"
-        axes.imshow(drawing["image"])
-        axes.set_title(title, fontsize=8, color="green" if is_right else "firebrick", wrap=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def report_on_drawings(
+    model: PreTrainedModel, processor: ProcessorMixin, splits: DatasetDict, folder: str, seed: int, output_dir: Path
+) -> tuple[dict, Shown]:
+    """As `report_on_scenes`, for drawings."""
+    concepts, results, predictions = naming.all_concepts(splits), {}, {}
+    for split in [split for split in splits if split.startswith("test")]:
+        results[split], predictions[split] = naming.evaluate_drawings(model, processor, splits, split, concepts, seed)
+        rows = naming.name_rows(results[split], splits[split], len(concepts))
+        print("\n" + format_table(f"{len(splits[split])} drawings never seen ({split})", rows))
+    rows = random.Random(seed).sample(range(len(splits["test"])), NUM_DRAWINGS_SHOWN)
+    plot_drawings(splits["test"], predictions["test"], rows, output_dir / "contact_sheet.png")
+    drawing, names = splits["test"][rows[0]], sorted({name for name, _ in concepts.values()})
+    return results, Shown(drawing["image"], [drawing["caption"]], names, "{}", None)
+
+
+def use(model: Path, shown: Shown, seed: int) -> None:
+    """Ask the saved model what is in an image, as anyone would."""
+    path, names = model / "unseen.png", ", ".join(shown.true_names)
+    shown.image.save(path)
+    others = [name for name in shown.names if name not in shown.true_names]
+    labels = shown.true_names + random.Random(seed).sample(others, NUM_LABELS - len(shown.true_names))
+    print(f"\nThe saved model, loaded by pipeline in a process of its own, on {path} ({names}):", flush=True)
+    subprocess.run([sys.executable, "-c", USE, str(model), str(path), shown.template, *labels], check=True)
 
 
 def main(arguments: DemoArguments) -> None:
-    suffix = "_smoke" if arguments.smoke else ""
-    config = CONFIGS / f"emoji_{arguments.styles}_styles{suffix}.json"
-    model_arguments, data_arguments, training_arguments = parse_arguments(PRETRAINING, [str(config)])
+    name = "scenes" if arguments.data == "scenes" else "emoji"
+    config = CONFIGS / f"{name}_{arguments.styles}_styles.json"
+    flags = []
+    if arguments.smoke:
+        paths = json.loads(config.read_text(encoding="utf-8"))
+        flags = [*SMOKE_FLAGS, "--output_dir", f"{paths['output_dir']}_smoke"]
+        flags += ["--dataset", f"{paths['dataset']}_smoke"] if arguments.data == "scenes" else []
+    model_arguments, data_arguments, training_arguments = parse_arguments(PRETRAINING, [str(config), *flags])
     seed, output_dir = training_arguments.seed, Path(training_arguments.output_dir)
 
-    if not Path(data_arguments.dataset).exists():
-        prepare_emoji_data(EmojiDataArguments(output_dir=data_arguments.dataset, styles=arguments.styles))
+    splits = prepare(arguments, model_arguments, data_arguments)
     trainer = train(model_arguments, data_arguments, training_arguments)
+    seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
+    print(
+        f"\nTrained {trainer.state.global_step} steps in {seconds:.0f} seconds on {torch.get_num_threads()} threads."
+    )
+    plot_loss_curve(trainer.state.log_history, output_dir / "loss_curve.png")
+    copy_credits(data_arguments.dataset, output_dir)
 
-    dataset = load_from_disk(data_arguments.dataset)
-    model, processor = FDTModel.from_pretrained(output_dir).eval(), FDTProcessor.from_pretrained(output_dir)
-    concepts = all_concepts(dataset)
-    runtime = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
+    model, processor = load_model(str(output_dir), "cpu")
+    report_on = report_on_scenes if arguments.data == "scenes" else report_on_drawings
+    results, shown = report_on(model, processor, splits, data_arguments.dataset, seed, output_dir)
     report = {
         "config": config.name,
         "seed": seed,
         "steps": trainer.state.global_step,
-        "training_seconds": runtime,
+        "training_seconds": seconds,
         "num_threads": torch.get_num_threads(),
-        "num_train_drawings": len(dataset["train"]),
-        "results": {},
+        "results": results,
     }
-    print(f"\nTrained {report['steps']} steps in {runtime:.0f} seconds on {report['num_threads']} threads.")
-    predictions = {}
-    for name in [name for name in dataset if name.startswith("test")]:
-        report["results"][name], predictions[name] = evaluate(model, processor, dataset, name, concepts, seed)
-        rows = table_rows(report["results"][name], dataset[name], len(concepts))
-        print("\n" + format_table(f"{len(dataset[name])} drawings never seen ({name})", rows))
     (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-
-    test = dataset["test"]
-    rows = random.Random(seed).sample(range(len(test)), 48)
-    plot_loss_curve(trainer.state.log_history, output_dir / "loss_curve.png")
-    plot_contact_sheet(test, predictions["test"], rows, output_dir / "contact_sheet.png")
-
-    picture, true_name = output_dir / "held_out_drawing.png", test[rows[0]]["caption"]
-    test[rows[0]]["image"].save(picture)
-    others = sorted({name for name, _ in concepts.values()} - {true_name})
-    labels = [true_name, *random.Random(seed).sample(others, NUM_CHOICES - 1)]
-    print(f"\nThe saved model, loaded in a fresh process by pipeline, on {picture} ({true_name}):", flush=True)
-    command = ["-m", "run_scripts.run_zero_shot", "--model", str(output_dir), "--image", str(picture), "--labels"]
-    subprocess.run([sys.executable, *command, *labels], check=True)
 
     gallery = output_dir / "gallery"
     if gallery.exists():  # of an earlier run
         shutil.rmtree(gallery)
-    run_visualization(
+    visualize(
         VisualizationArguments(
             model=str(output_dir),
+            device="cpu",
             dataset=data_arguments.dataset,
+            split=next(iter(results)),
             output_dir=str(gallery),
-            category_column="category",
+            category_column="category" if arguments.data == "drawings" else None,
+            figure_codes=shown.codes,
             seed=seed,
         )
     )
-    print(f"\nWritten to {output_dir}: the model, results.json, loss_curve.png, contact_sheet.png, gallery/index.html")
+    use(output_dir, shown, seed)
+    print(
+        f"\nWritten to {output_dir}: the model, results.json, loss_curve.png, contact_sheet.png, gallery/index.html, "
+        "gallery/figures"
+    )
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    main(*HfArgumentParser(DemoArguments, allow_abbrev=False).parse_args_into_dataclasses())
+    run_command(main, DemoArguments)

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
-from run_scripts import run_demo, run_evaluation
+from run_scripts import run_evaluation
 from run_scripts.arguments import parse_arguments
 from run_scripts.evaluation import linear_probe, report, results, tasks
 from run_scripts.evaluation.arguments import PRESETS, TASKS, EvaluationArguments, preset_arguments
 from run_scripts.evaluation.inputs import describe_data, read_captions, read_labels
-from run_scripts.evaluation.naming import all_concepts
+from run_scripts.evaluation.naming import all_concepts, evaluate_drawings
 from run_scripts.evaluation.prompts import ensemble, load_class_names, load_templates
 from tests.conftest import build_tiny_config
 from tests.outside import outside_function
@@ -179,7 +179,7 @@ def test_sugarcrepe_is_read_by_kind(model, processor, tmp_path):
 def test_evaluation_gives_the_numbers_of_the_demo(model, processor, checkpoint, drawings, tmp_path, capsys):
     data = datasets.load_from_disk(drawings)
     concepts = all_concepts(data)
-    expected, _ = run_demo.evaluate(model, processor, data, "test", concepts, seed=42)
+    expected, _ = evaluate_drawings(model, processor, data, "test", concepts, seed=42)
     (tmp_path / "names.txt").write_text("\n".join(name for name, _ in concepts.values()))
     (tmp_path / "templates.txt").write_text("{}")
 

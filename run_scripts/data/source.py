@@ -2,6 +2,7 @@
 """Open a data set by its name on the Hub or its place on disk, as rows to index or as shards to read."""
 
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from run_scripts.data.tar_shards import TarShards
 
 # A split in memory, read as a stream, is dealt to at most so many readers.
 _NUM_SHARDS_ON_DISK = 256
+# Files beside data that say whose they are, and on what terms.
+CREDITS = ("ATTRIBUTION*", "LICENSE*", "LICENCE*", "NOTICE*")
 # How many rows of a stream are read at once.
 _ROWS_AT_ONCE = 16
 # By how many rows of a tar shard its columns are known: the first ones may be broken.
@@ -117,6 +120,13 @@ def _read_tar_shards(pattern: str, columns: tuple[str, ...], stamp: str) -> Iter
         for row in shards.read(shard):
             image = {"bytes": row["image"], "path": None}
             yield {"image": image, **{name: row.get(name) for name in columns}}
+
+
+def copy_credits(source: str | Path, output_dir: str | Path) -> None:
+    """Copy what the owners of images ask to be kept with them, where a folder of data has such files."""
+    for pattern in CREDITS if Path(source).is_dir() else ():
+        for path in sorted(Path(source).glob(pattern)):
+            shutil.copy(path, output_dir)
 
 
 def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> None:

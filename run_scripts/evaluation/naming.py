@@ -2,6 +2,8 @@
 """Test a model on images that show one named concept each: zero-shot classification, retrieval, use of codes."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from run_scripts.evaluation.embedding import embed_captions, embed_images
 from run_scripts.evaluation.metrics import accuracy_among, class_accuracy, cosine_scores, largest_class_share
 from run_scripts.evaluation.pixel_baseline import nearest_rows, shrink_images
 from run_scripts.evaluation.results import Metric
-from run_scripts.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from run_scripts.evaluation.retrieval import RECALLS, retrieval_metrics, retrieval_ranks
 from run_scripts.evaluation.zero_shot import classification_metrics
 
 
@@ -65,6 +67,38 @@ def evaluate_naming(
         counts = count_codes([image_features]), count_codes([name_features])
         metrics.update(code_metrics(*counts, pairs, seed, model.codebook.detach().float().cpu()))
     return metrics, [names[position] for position in best.tolist()]
+
+
+def evaluate_drawings(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: DatasetDict,
+    split: str,
+    concepts: dict[str, tuple[str, int]],
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`evaluate_naming` on one split, with the controls of `pixel_controls`: every metric as JSON, and the names."""
+    test = dataset[split]
+    metrics, predictions = evaluate_naming(model, processor, test["image"], test["concept"][:], concepts, seed)
+    for name, control in pixel_controls(processor, dataset["train"], test).items():
+        metrics[name].control = control
+    return {name: asdict(metric) for name, metric in metrics.items()}, predictions
+
+
+def name_rows(metrics: dict[str, dict[str, Any]], split: Dataset, num_names: int) -> dict[str, dict[str, Any]]:
+    """What a table shows of the metrics of `evaluate_drawings`, by a heading that says among how many."""
+    headings = {
+        "top_1": f"zero-shot top-1 among {num_names} names",
+        "top_5": f"zero-shot top-5 among {num_names} names",
+        f"top_1_of_{NUM_CHOICES}": f"zero-shot top-1 among {NUM_CHOICES} names",
+        "category": "category accuracy (chance: the largest)",
+    }
+    candidates = {"image_to_text": f"{len(set(split['concept']))} captions", "text_to_image": f"{len(split)} images"}
+    for direction, number in candidates.items():
+        headings.update({f"{direction}_R@{k}": f"R@{k} {direction.replace('_', ' ')}, {number}" for k in RECALLS})
+    headings["active_per_image"] = "active codes per image"
+    headings["active_per_caption"] = "active codes per caption"
+    return {heading: metrics[name] for name, heading in headings.items()}
 
 
 def pixel_controls(processor: ProcessorMixin, train: Dataset, test: Dataset) -> dict[str, float]:

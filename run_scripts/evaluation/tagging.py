@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.source import open_source
 from run_scripts.evaluation.arguments import TaggingArguments
-from run_scripts.evaluation.embedding import iterate_image_features
+from run_scripts.evaluation.embedding import embed_images, iterate_image_features
 from run_scripts.evaluation.inputs import describe_data, read_images
 from run_scripts.evaluation.metrics import cosine_scores
 from run_scripts.evaluation.pixel_baseline import nearest_rows, shrink_images
@@ -80,6 +80,24 @@ def evaluate_tagging(model: PreTrainedModel, processor: ProcessorMixin, argument
         counts={"images": len(dataset), "concepts": len(names)},
         charts=[chart_by_concept(average_precisions(scores, is_shown), names)],
     )
+
+
+def best_tags(
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, names: list[str], templates: list[str]
+) -> list[list[str]]:
+    """For every image as many names as it has concepts, the most similar first.
+
+    Args:
+        model, processor: what tags.
+        dataset: rows with `image` and `concepts`.
+        names: to choose from; of equal scores the first.
+        templates: of the prompts.
+    """
+    images = embed_images(model, processor, read_images(dataset), keep_code_weights=False).embeds
+    scores = cosine_scores(images, embed_classes(model, processor, names, templates, batch_size=64).embeds)
+    order = scores.argsort(dim=1, descending=True, stable=True).tolist()
+    numbers = [len(shown) for shown in read_concepts(dataset)]
+    return [[names[place] for place in row[:number]] for row, number in zip(order, numbers, strict=True)]
 
 
 def tag_by_pixels(processor: ProcessorMixin, train: Dataset, test: Dataset, names: list[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from modeling_fdt import FDTModel, FDTProcessor
-from run_scripts.data.source import open_source
+from run_scripts.data.source import copy_credits, open_source
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.arguments import VisualizationArguments
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample
@@ -122,6 +122,7 @@ def visualize(arguments: VisualizationArguments) -> None:
     """
     with whole_folder(Path(arguments.output_dir)) as folder:
         write(replace(arguments, output_dir=str(folder)))
+        copy_credits(arguments.dataset, folder)
     logger.info("open %s in a browser", Path(arguments.output_dir) / "index.html")
 
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Sheets of codes as PNG, for papers and slides."""
+"""Codes as PNG, for papers and slides: sheets of several, and one by one."""
 
 import textwrap
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
@@ -20,6 +21,7 @@ CODES_PER_SHEET = 6
 PICTURES_PER_CODE = 4
 CAPTIONS_PER_CODE = 4
 # As in gallery.js: a veil over the picture, thick where a score is lowest and gone where it is highest.
+MARK_COLOR = "#ffd866"
 VEIL_COLOR, VEIL_OPACITY = np.array([22, 22, 58]) / 255, 220 / 255
 
 
@@ -37,13 +39,17 @@ def write_figures(
     figure_codes: list[int] | None,
     output_dir: Path,
 ) -> None:
-    """Write figures/codes_*.png, six codes on each: pictures plain and with heat maps, and marked captions."""
+    """Write figures/codes_*.png, six codes on each: images plain and with heat maps, and marked captions; and a
+    figure of each of these codes alone, figures/code_NUMBER.png."""
     numbers = choose_codes(codes) if figure_codes is None else figure_codes
     (output_dir / "figures").mkdir()
     sheets = [numbers[start : start + CODES_PER_SHEET] for start in range(0, len(numbers), CODES_PER_SHEET)]
     for index, sheet in enumerate(tqdm(sheets, desc="figures", unit="sheet"), start=1):
         figure = draw_sheet([codes[number] for number in sheet], image, text, output_dir / "images")
         figure.savefig(output_dir / "figures" / f"codes_{index}.png", dpi=120)
+        for number in sheet:
+            figure = plot_code(codes[number], image, text, output_dir / "images")
+            figure.savefig(output_dir / "figures" / f"code_{number}.png", dpi=200)
 
 
 def draw_sheet(
@@ -72,6 +78,67 @@ def draw_sheet(
         captions = "\n".join(textwrap.fill(line, 46) for line in lines)
         row[-1].text(0, 0.5, captions, va="center", fontsize=8, parse_math=False)
     return figure
+
+
+def plot_code(code: CodeSummary, image: ModalityStatistics, text: ModalityStatistics, thumbnails: Path) -> Figure:
+    """One code, 9 inches wide: its strongest images with heat maps beside its strongest captions with the word marked.
+
+    Args:
+        code: what is told of it.
+        image, text: statistics that hold its strongest items.
+        thumbnails: the folder of the images.
+    """
+    num_images, side, gap, left, right = 5, 1.0, 0.07, 0.15, 5.7
+    width, height = 9, 2 * (side + gap) + 0.75
+    figure = Figure(figsize=(width, height))
+    title = f"Code {code.code}" + (f": {code.words[0]}" if code.words else "")
+    rates = f"fires in {code.image_rate:.1%} of images and {code.text_rate:.1%} of captions"
+    on_line = {"y": 1 - 0.3 / height, "va": "center", "parse_math": False}
+    figure.text(x=left / width, s=title, fontsize=13, weight="bold", **on_line)
+    figure.text(x=right / width, s=rates, fontsize=9, color="#666666", **on_line)
+    for place, (item, _) in enumerate(code.top_images[:num_images]):
+        thumbnail = Image.open(thumbnails / f"{item}.webp").convert("RGB")
+        heated = lay_over(thumbnail, image.items[item].box, image.places[code.code, item])
+        for line, pixels in enumerate((thumbnail, heated)):
+            bottom = height - 0.55 - side - line * (side + gap)
+            x = left + place * (side + gap)
+            axes = figure.add_axes((x / width, bottom / height, side / width, side / height))
+            axes.imshow(pixels, interpolation="lanczos")
+            axes.axis("off")
+    top = height - 0.75
+    for item, _ in code.top_captions:
+        parts = pieces(text.items[item], text.places[code.code, item])
+        top = write_marked(figure, parts, right, top, width - left) - 0.32
+        if top < 0.5:  # no room for two more lines
+            break
+    return figure
+
+
+def write_marked(figure: Figure, parts: list[dict], left: float, top: float, right: float) -> float:
+    """Write a caption with its winning word marked, in as many lines as it needs.
+
+    Args:
+        figure: to write on.
+        parts: as `pieces` gives them.
+        left, top, right: where it begins, and the place that no line crosses, in inches from the left and the bottom.
+
+    Returns:
+        The height of the last line.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width, height = figure.get_size_inches()
+    x = left
+    for part in parts:
+        text = figure.text(0, 0, part["text"], fontsize=10, parse_math=False)
+        length = text.get_window_extent(renderer).width / figure.dpi
+        x += 0.05 if part["space"] and x > left else 0
+        if part["space"] and x + length > right:
+            x, top = left, top - 0.22
+        text.set_position((x / width, top / height))
+        if part["is_winner"]:
+            text.set_bbox({"facecolor": MARK_COLOR, "edgecolor": "none", "pad": 1.5})
+        x += length
+    return top
 
 
 def lay_over(picture: Image.Image, box: tuple[float, float, float, float], heat_map: HeatMap) -> np.ndarray:
