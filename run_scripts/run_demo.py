@@ -93,9 +93,10 @@ def prepare(arguments: DemoArguments, model_arguments: ModelArguments, data_argu
 
 @dataclass
 class Shown:
-    """What follows the tables: an image, its true names, all names, a template for them, and codes to draw."""
+    """What follows the tables: an image and its file, its true names, all names, a template, and codes to draw."""
 
     image: Any
+    file: str
     true_names: list[str]
     names: list[str]
     template: str
@@ -124,7 +125,7 @@ def report_on_scenes(
     plot_scenes(scenes, tags, len(names), output_dir / "contact_sheet.png")
     scene = max(scenes, key=lambda row: len(row["concepts"]))
     codes = matches[shown_split].list_best(NUM_CODES_SHOWN) or None
-    return results, Shown(scene["image"], scene["concepts"], names, scene_metrics.TEMPLATE, codes)
+    return results, Shown(scene["image"], "unseen_scene.png", scene["concepts"], names, scene_metrics.TEMPLATE, codes)
 
 
 def report_on_drawings(
@@ -139,12 +140,12 @@ def report_on_drawings(
     rows = random.Random(seed).sample(range(len(splits["test"])), NUM_DRAWINGS_SHOWN)
     plot_drawings(splits["test"], predictions["test"], rows, output_dir / "contact_sheet.png")
     drawing, names = splits["test"][rows[0]], sorted({name for name, _ in concepts.values()})
-    return results, Shown(drawing["image"], [drawing["caption"]], names, "{}", None)
+    return results, Shown(drawing["image"], "held_out_drawing.png", [drawing["caption"]], names, "{}", None)
 
 
 def use(model: Path, shown: Shown, seed: int) -> None:
     """Ask the saved model what is in an image, as anyone would."""
-    path, names = model / "unseen.png", ", ".join(shown.true_names)
+    path, names = model / shown.file, ", ".join(shown.true_names)
     shown.image.save(path)
     others = [name for name in shown.names if name not in shown.true_names]
     labels = shown.true_names + random.Random(seed).sample(others, NUM_LABELS - len(shown.true_names))
