@@ -100,7 +100,7 @@ class SceneArguments:
         default="two",
         metadata={"help": "`two` needs pip only, the others npm; `permissive` is `all` without share-alike licences."},
     )
-    image_size: int = field(default=96, metadata={"help": "Side of the images in pixels."})
+    image_size: int = field(default=64, metadata={"help": "Side of the images in pixels."})
     num_scenes: int = field(default=1000, metadata={"help": "Scenes in each split to evaluate on."})
     num_false_captions: int = field(default=400, metadata={"help": "False captions of each kind."})
     seed: int = field(default=0, metadata={"help": "Draws what is held out, and the scenes of the splits."})

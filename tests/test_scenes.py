@@ -38,7 +38,7 @@ from run_scripts.prepare_scenes import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "scenes"
-    prepare_scenes(SceneArguments(str(folder), num_scenes=40, num_false_captions=25))
+    prepare_scenes(SceneArguments(str(folder), image_size=96, num_scenes=40, num_false_captions=25))
     return folder
 
 
@@ -56,15 +56,15 @@ def scenes(folder) -> SceneDataset:
 CONCEPTS = {subject.concept for subject in list_subjects("twemoji").values()} - {""}
 ACTIONS = {subject.action for subject in list_subjects("twemoji").values()} - {None}
 NOUNS = {name: concept for concept in CONCEPTS for name in (concept, plural(concept))}
-COUNTS = {"a": 1, "an": 1, **{word: number for number, word in NUMBERS.items()}}
+COUNTS = {None: 1, "a": 1, "an": 1, **{word: number for number, word in NUMBERS.items()}}
 
 
 def one_of(words) -> str:
-    return "|".join(sorted(words, key=len, reverse=True))
+    return "|".join(sorted(filter(None, words), key=len, reverse=True))
 
 
 THING = re.compile(
-    rf"\b({one_of(COUNTS)}) (?:({one_of(SIZES)}) )?(?:({one_of(COLORS)}) )?({one_of(NOUNS)})\b"
+    rf"\b(?:({one_of(COUNTS)}) )?(?:({one_of(SIZES)}) )?(?:({one_of(COLORS)}) )?({one_of(NOUNS)})\b"
     rf"(?: (?:who (?:is|are) )?({one_of(ACTIONS)}))?"
 )
 
@@ -198,7 +198,7 @@ def test_a_sprite_is_laid_on_as_its_opacity_says():
 def test_recoloured_drawings_look_so(folder, color):
     palette = {name: np.array(colorsys.hsv_to_rgb(hue / 360, *rest)) * 255 for name, (hue, *rest) in COLORS.items()}
     sprites = [sprite for sprite in load_sprites(folder) if sprite.is_recolorable and sprite.color != color]
-    assert len(sprites) > 100
+    assert len(sprites) > 50
     for sprite in sprites:
         pixels = recolor(sprite.pixels, *find_colored_region(sprite.pixels), color)
         is_changed = (pixels != sprite.pixels).any(axis=-1)

@@ -18,6 +18,8 @@ _RELATIONS = {
     "above": ("{} above {}", "{} over {}", "at the top {}, below it {}"),
     "below": ("{} below {}", "{} under {}", "at the bottom {}, above it {}"),
 }
+# How often captions tell of a relation, name a part only, do without articles, and tell of an attribute that is there.
+_SHARES = {"relation": 0.15, "part": 0.2, "bare": 0.3, "color": 0.3, "size": 0.2, "action": 0.85}
 _INSIDE = ("{} inside a frame", "{} in a frame", "a frame with {}")
 _OUTSIDE = ", {} outside"
 
@@ -52,16 +54,20 @@ class Statement:
         relation: where the first thing is: left, right, above, below (of the second), or inside a frame (and the
             second outside).
         form: a number that chooses among ways to say the same.
+        is_bare: whether it is a list of names without articles; only where there is no relation.
     """
 
     groups: tuple[Group, ...]
     relation: str | None
     form: int
+    is_bare: bool = False
 
 
 def say(statement: Statement) -> str:
     """The English of a statement."""
-    names = [_say_group(group, statement.form) for group in statement.groups]
+    names = [_say_group(group, statement.form, statement.is_bare) for group in statement.groups]
+    if statement.is_bare:
+        return _join(names)
     forms = statement.form // 2
     if statement.relation is None:
         return _LISTS[forms % len(_LISTS)].format(_join(names))
@@ -73,7 +79,7 @@ def say(statement: Statement) -> str:
     return text + (f", with {_join(names[2:])}" if len(names) > 2 else "")
 
 
-def _say_group(group: Group, form: int) -> str:
+def _say_group(group: Group, form: int, is_bare: bool) -> str:
     words = [word for word in (group.size, group.color) if word is not None]
     words.append(group.concept if group.count == 1 else plural(group.concept))
     if group.action is not None:
@@ -82,6 +88,8 @@ def _say_group(group: Group, form: int) -> str:
         words.append(group.action)
     if group.count > 1:
         return " ".join([NUMBERS[group.count], *words])
+    if is_bare:
+        return " ".join(words)
     is_an = words[0][0] in "aeiou" and words[0] != "unicorn"
     return " ".join(["an" if is_an else "a", *words])
 
@@ -102,23 +110,24 @@ def draw_statement(groups: Sequence[Group], relations: Sequence[tuple[int, str, 
     order = list(range(len(groups)))
     _shuffle(order, random)
     relation = None
-    if relations and random.random() < 0.35:
+    if relations and random.random() < _SHARES["relation"]:
         first, relation, second = relations[int(random.random() * len(relations))]
         others = [number for number in order if number not in (first, second)]
         if relation == "inside":
             order = [first, *others[: int(random.random() * (len(others) + 1))]]
         else:
             order = [first, second, *(others if random.random() < 0.5 else ())]
-    elif random.random() < 0.4:  # name a part of what is there
+    elif random.random() < _SHARES["part"]:  # name a part of what is there
         order = order[: 1 + int(random.random() * len(order))]
-    return Statement(tuple(_draw_claim(groups[number], random) for number in order), relation, form)
+    is_bare = relation is None and random.random() < _SHARES["bare"]
+    return Statement(tuple(_draw_claim(groups[number], random) for number in order), relation, form, is_bare)
 
 
 def _draw_claim(group: Group, random: Random) -> Group:
     """The same group with some of its attributes left open."""
-    color = group.color if random.random() < 0.6 else None
-    size = group.size if random.random() < 0.4 else None
-    action = group.action if random.random() < 0.85 else None
+    color = group.color if random.random() < _SHARES["color"] else None
+    size = group.size if random.random() < _SHARES["size"] else None
+    action = group.action if random.random() < _SHARES["action"] else None
     return Group(group.concept, group.count, color, size, action)
 
 

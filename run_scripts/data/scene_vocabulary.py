@@ -7,38 +7,33 @@ from run_scripts.data.drawings import concept_id
 
 
 # A name must be true of its own drawings alone: a list with "bird" and "owl" would make false captions true.
+# Small things are 17 pixels wide, so of those that are much alike, as fox and wolf, one is here.
 THINGS = {
     "animals": (
-        "🐶 dog, 🐱 cat, 🐺 wolf, 🦊 fox, 🦁 lion, 🐯 tiger, 🐴 horse, 🦄 unicorn, 🐮 cow, 🐷 pig, 🐑 sheep, "
-        "🐫 camel, 🐘 elephant, 🐭 mouse, 🐰 rabbit, 🐼 panda, 🐨 koala, 🐵 monkey, 🐔 chicken, 🐧 penguin, 🦆 duck, "
-        "🦉 owl, 🐸 frog, 🐊 crocodile, 🐢 turtle, 🐍 snake, 🦎 lizard, 🐳 whale, 🦈 shark, 🐙 octopus, 🦀 crab, "
-        "🐌 snail, 🐝 bee, 🐞 ladybug, 🕷 spider, 🦂 scorpion, 🦋 butterfly"
+        "🐶 dog, 🐱 cat, 🦊 fox, 🦁 lion, 🐯 tiger, 🐴 horse, 🦄 unicorn, 🐮 cow, 🐷 pig, 🐑 sheep, 🐘 elephant, "
+        "🐰 rabbit, 🐼 panda, 🐵 monkey, 🐔 chicken, 🐧 penguin, 🦉 owl, 🐸 frog, 🐊 crocodile, 🐢 turtle, 🐍 snake, "
+        "🐳 whale, 🦈 shark, 🐙 octopus, 🦀 crab, 🐌 snail, 🐝 bee, 🐞 ladybug, 🕷 spider, 🦋 butterfly"
     ),
     "food": (
-        "🍉 watermelon, 🍋 lemon, 🍌 banana, 🍍 pineapple, 🍎 apple, 🍐 pear, 🍑 peach, 🍓 strawberry, 🍅 tomato, "
-        "🥑 avocado, 🍆 eggplant, 🥕 carrot, 🍄 mushroom, 🥐 croissant, 🍔 burger, 🍕 pizza, 🌭 hot dog, 🌮 taco, "
-        "🥚 egg, 🍩 donut, 🍪 cookie, 🎂 cake, 🍭 lollipop, 🍦 ice cream, 🍺 beer"
+        "🍉 watermelon, 🍋 lemon, 🍌 banana, 🍍 pineapple, 🍎 apple, 🍓 strawberry, 🍅 tomato, 🥑 avocado, "
+        "🍆 eggplant, 🥕 carrot, 🍄 mushroom, 🍔 burger, 🍕 pizza, 🌭 hot dog, 🍩 donut, 🍦 ice cream"
     ),
-    "plants": "🌹 rose, 🌻 sunflower, 🌷 tulip, 🌳 tree, 🌵 cactus, 🍁 leaf, 🍀 clover, 🎃 pumpkin",
-    "vehicles": (
-        "🚗 car, 🚌 bus, 🚑 ambulance, 🚜 tractor, 🚲 bicycle, 🛵 scooter, ⛵ sailboat, 🚢 ship, ✈ plane, "
-        "🚁 helicopter, 🚀 rocket, 🚂 train"
-    ),
-    "places": "🏠 house, 🏰 castle, ⛺ tent, 🌋 volcano, ⛪ church",
-    "sky": "☁ cloud, 🌙 moon, ⭐ star, 🌈 rainbow",
-    "clothing": "👕 shirt, 👗 dress, 👜 handbag, 🎒 backpack, 👟 shoe, 👢 boot, 👑 crown, 🎩 hat",
-    "music": "🎸 guitar, 🎺 trumpet, 🎻 violin, 🥁 drum, 🎷 saxophone",
-    "games": "🎈 balloon, 🎁 gift, 🏆 trophy, ⚽ soccer ball, 🏀 basketball, 🎾 tennis ball, 🎯 target, 🧸 teddy bear",
+    "plants": "🌻 sunflower, 🌳 tree, 🌵 cactus, 🎃 pumpkin",
+    "vehicles": "🚗 car, 🚌 bus, 🚲 bicycle, ⛵ sailboat, ✈ plane, 🚁 helicopter, 🚀 rocket, 🚂 train",
+    "places": "🏠 house, 🏰 castle",
+    "sky": "🌙 moon, ⭐ star, 🌈 rainbow",
+    "clothing": "👕 shirt, 🎒 backpack, 👟 shoe, 👑 crown, 🎩 hat",
+    "music": "🎸 guitar, 🥁 drum",
+    "games": "🎈 balloon, 🎁 gift, ⚽ soccer ball, 🏀 basketball",
     "objects": (
-        "💎 diamond, 🔔 bell, 📱 phone, 💻 laptop, 📺 television, 📷 camera, 💡 light bulb, 🕯 candle, "
-        "📕 book, ✏ pencil, 🔒 lock, 🔑 key, 🔨 hammer, 💣 bomb, 🛡 shield, 🔬 microscope, 🚪 door, 🛏 bed, "
-        "☂ umbrella, ⚓ anchor, ⏰ clock, ✉ envelope, 🚦 traffic light, 📎 paperclip, 🔥 fire"
+        "🔔 bell, 📱 phone, 💻 laptop, 📺 television, 📷 camera, 📕 book, ✏ pencil, 🔑 key, 🔨 hammer, 💣 bomb, "
+        "☂ umbrella, ⚓ anchor, ⏰ clock"
     ),
-    "beings": "👻 ghost, 🤖 robot, 💀 skull, 👽 alien, ⛄ snowman",
+    "beings": "👻 ghost, 🤖 robot, ⛄ snowman",
 }
 
 # The same animal may be drawn doing something; then it has two drawings.
-ANIMAL_ACTIONS = "🐎 horse running, 🐬 dolphin jumping, 🦅 eagle flying, 🦇 bat flying, 🕊 dove flying"
+ANIMAL_ACTIONS = "🐎 horse running, 🐬 dolphin jumping, 🦅 eagle flying"
 
 # Each drawn twice: as a man and as a woman. Some add a sign for man or woman, some are a person beside an object.
 PEOPLE_BY_SIGN = (
@@ -56,7 +51,7 @@ DANCERS = "🕺 man dancing, 💃 woman dancing"
 # Small drawings of things that no caption ever names.
 DISTRACTORS = "❤ ✨ 🍃 🎵 ❄ 💧 ⚡ 💬 🔺 🔷 ➕ 💤 ✅ ♻ 🌀 💢"
 
-IRREGULAR_PLURALS = {"mouse": "mice", "sheep": "sheep", "leaf": "leaves", "man": "men", "woman": "women"}
+IRREGULAR_PLURALS = {"sheep": "sheep", "man": "men", "woman": "women", "snowman": "snowmen"}
 
 # Hue (of 360 degrees), saturation and value of the colours that captions name.
 COLORS = {
@@ -67,7 +62,7 @@ COLORS = {
     "purple": (275, 0.65, 0.72),
     "pink": (328, 0.42, 1.0),
 }
-SIZES = {"small": (0.2, 0.24), "medium": (0.3, 0.36), "big": (0.44, 0.5)}  # sides as a share of the image's
+SIZES = {"small": (0.26, 0.28), "medium": (0.34, 0.38), "big": (0.45, 0.5)}  # sides as a share of the image's
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -127,4 +122,4 @@ def plural(concept: str) -> str:
         return concept + "es"
     if concept.endswith("y") and concept[-2] not in "aeiou":
         return concept[:-1] + "ies"
-    return concept + {"tomato": "es", "volcano": "es"}.get(concept, "s")
+    return concept + {"tomato": "es"}.get(concept, "s")

@@ -30,6 +30,7 @@ MIN_VISIBLE_SHARE = 0.7
 # A thing is left of another when its centre is, by this share of the image's side, and by more than it is above it.
 MIN_RELATION_DISTANCE = 0.2
 
+_RECOLORED_SHARE = 0.25  # of the drawings that can be
 _MAX_OVERLAP = 0.12  # of the smaller of two boxes, where there is room
 _FRAME_COLOR = (124, 82, 48)
 _FRAME_MAT = (250, 246, 236)
@@ -173,7 +174,9 @@ class SceneComposer:
     ) -> Scene:
         cuts, margins = [], []
         for number, (group, sprite) in enumerate(zip(groups, sprites, strict=True)):
-            sides = self.sides[group.size or "medium"]
+            # Four things find room in four quarters, frames included.
+            room = self.size // 2 - (4 * self.frame if group.is_framed else 0)
+            sides = [min(side, room) for side in self.sides[group.size or "medium"]]
             for _ in range(group.count):
                 cut = sprite.cut(sides[random.random() < 0.5], group.color if group.color != sprite.color else None)
                 cuts.append((number, cut.mirror() if random.random() < 0.5 else cut))
@@ -364,7 +367,7 @@ class _Pool:
             return *looks[int(random.random() * len(looks))], True
         looks = self.looks[concept]
         sprite, colors = looks[int(random.random() * len(looks))]
-        if colors and random.random() < 0.5:
+        if colors and random.random() < _RECOLORED_SHARE:
             return sprite, colors[int(random.random() * len(colors))], False
         return sprite, sprite.color, False
 
