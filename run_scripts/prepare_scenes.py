@@ -36,14 +36,21 @@ from run_scripts.data.drawings import (
 )
 from run_scripts.data.scene_grammar import KINDS, falsify, say
 from run_scripts.data.scene_vocabulary import COLORS, list_subjects
-from run_scripts.data.scenes import DRAWINGS_NAME, MIN_VISIBLE_SHARE, Scene, SceneComposer, SplitRule, World
+from run_scripts.data.scenes import (
+    DRAWINGS_NAME,
+    FALSE_CAPTIONS_NAME,
+    MIN_VISIBLE_SHARE,
+    Scene,
+    SceneComposer,
+    SplitRule,
+    World,
+)
 from run_scripts.data.sprites import Sprite, make_sprite
 
 
 logger = logging.getLogger(__name__)
 
 CARD = Path(__file__).with_name("data") / "scene_card.md"
-FALSE_CAPTIONS_NAME = "false_captions"
 NUM_CAPTIONS = 4
 SPRITE_SIZE = 96  # in pixels: enough for the biggest thing in an image of twice that side
 SHEET_ROWS, SHEET_COLUMNS = 4, 6

@@ -111,10 +111,12 @@ def report_on_scenes(
     for split, what in SCENE_SPLITS.items():
         metrics, matches[split] = scene_metrics.evaluate_scenes(model, processor, folder, split, seed)
         results[split] = {name: asdict(metric) for name, metric in metrics.items()}
-        print("\n" + format_table(f"{len(splits[split]):,} {what}", scene_metrics.name_rows(results[split])))
+        print("\n" + format_table(f"{len(splits[split]):,} {what}", scene_metrics.list_scene_rows(results[split])))
     metrics = scene_metrics.evaluate_false_captions(model, processor, folder)
     results["false_captions"] = {name: asdict(metric) for name, metric in metrics.items()}
-    print("\n" + format_table("captions with one thing false", scene_metrics.name_rows(results["false_captions"])))
+    print(
+        "\n" + format_table("captions with one thing false", scene_metrics.list_scene_rows(results["false_captions"]))
+    )
 
     shown_split = next(iter(SCENE_SPLITS))
     split = splits[shown_split]
@@ -135,7 +137,7 @@ def report_on_drawings(
     concepts, results, predictions = naming.all_concepts(splits), {}, {}
     for split in [split for split in splits if split.startswith("test")]:
         results[split], predictions[split] = naming.evaluate_drawings(model, processor, splits, split, concepts, seed)
-        rows = naming.name_rows(results[split], splits[split], len(concepts))
+        rows = naming.list_naming_rows(results[split], splits[split], len(concepts))
         print("\n" + format_table(f"{len(splits[split])} drawings never seen ({split})", rows))
     rows = random.Random(seed).sample(range(len(splits["test"])), NUM_DRAWINGS_SHOWN)
     plot_drawings(splits["test"], predictions["test"], rows, output_dir / "contact_sheet.png")

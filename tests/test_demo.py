@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from run_scripts import run_demo
-from run_scripts.evaluation.naming import all_concepts, evaluate_drawings, name_rows
+from run_scripts.evaluation.naming import all_concepts, evaluate_drawings, list_naming_rows
 from run_scripts.evaluation.results import format_table
 from run_scripts.evaluation.tagging import best_tags
 from run_scripts.visualization.contact_sheets import (
@@ -49,7 +49,7 @@ def test_evaluation_of_an_untrained_model(tiny_model, tiny_processor, drawings):
     right = sum(prediction == color for prediction, color in zip(predictions, COLORS, strict=True))
     assert metrics["top_1"]["value"] == pytest.approx(right / 12)
     assert metrics["top_1"]["control"] == pytest.approx(7 / 12)  # what the training drawings show is found again
-    rows = name_rows(metrics, drawings, len(concepts))
+    rows = list_naming_rows(metrics, drawings, len(concepts))
     assert rows["zero-shot top-1 among 12 names"]["chance"] == pytest.approx(1 / 12)
     assert rows["R@5 text to image, 12 images"]["chance"] == pytest.approx(5 / 12)
     assert rows["category accuracy (chance: the largest)"]["chance"] == 0.5

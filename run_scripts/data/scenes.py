@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WORLD_NAME = "world.json"
 DRAWINGS_NAME = "drawings"
+FALSE_CAPTIONS_NAME = "false_captions"
 # Of a thing's opaque pixels this share can be seen, whatever lies over it.
 MIN_VISIBLE_SHARE = 0.7
 # A thing is left of another when its centre is, by this share of the image's side, and by more than it is above it.

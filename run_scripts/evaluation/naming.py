@@ -85,7 +85,7 @@ def evaluate_drawings(
     return {name: asdict(metric) for name, metric in metrics.items()}, predictions
 
 
-def name_rows(metrics: dict[str, dict[str, Any]], split: Dataset, num_names: int) -> dict[str, dict[str, Any]]:
+def list_naming_rows(metrics: dict[str, dict[str, Any]], split: Dataset, num_names: int) -> dict[str, dict[str, Any]]:
     """What a table shows of the metrics of `evaluate_drawings`, by a heading that says among how many."""
     headings = {
         "top_1": f"zero-shot top-1 among {num_names} names",

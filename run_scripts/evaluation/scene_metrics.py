@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from run_scripts.data.scene_grammar import KINDS
+from run_scripts.data.scenes import FALSE_CAPTIONS_NAME
 from run_scripts.evaluation.arguments import (
     CodesArguments,
     CompletenessArguments,
@@ -24,8 +26,6 @@ from run_scripts.evaluation.tagging import evaluate_tagging
 
 
 TEMPLATE = "a {}"  # what captions of scenes say of a thing
-FALSE_CAPTIONS_NAME = "false_captions"
-KINDS = ("object", "attribute", "action", "count", "relation")
 
 
 def evaluate_scenes(
@@ -87,7 +87,7 @@ HEADINGS = {
 }
 
 
-def name_rows(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def list_scene_rows(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The metrics that a table shows, by their headings and in their order; others are left out.
 
     Args:
