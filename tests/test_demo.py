@@ -106,7 +106,9 @@ def test_the_whole_demo_in_a_few_steps(data, tmp_path, monkeypatch, capfd):
     assert output_dir.name == {"scenes": "scenes_two_styles_smoke", "drawings": "emoji_two_styles_smoke"}[data]
     results = json.loads((output_dir / "results.json").read_text())["results"]
     for metrics in results.values():
-        assert all(0 <= metric["value"] <= 1 for metric in metrics.values() if metric["unit"] == "share")
+        # What shared codes add can be more than all similarity, where different codes take from it.
+        shares = {name: metric for name, metric in metrics.items() if metric["unit"] == "share"}
+        assert all(0 <= shares[name]["value"] <= 1 for name in shares.keys() - {"similarity_from_shared_codes"})
     for name in ("loss_curve.png", "contact_sheet.png", "gallery/figures/codes_1.png"):
         Image.open(output_dir / name).verify()
     assert "fire in both" in (output_dir / "gallery" / "index.html").read_text()
