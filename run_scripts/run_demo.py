@@ -42,7 +42,7 @@ from run_scripts.visualization.contact_sheets import plot_drawings, plot_loss_cu
 CONFIGS = Path(__file__).with_name("configs")
 SCENE_SPLITS = {  # the first is shown
     "test_combinations": "scenes of things never seen together",
-    "test": "the same, in drawings never seen",
+    "test": "scenes of drawings never seen, of things never seen together",
 }
 NUM_SCENES_SHOWN, NUM_DRAWINGS_SHOWN, NUM_CODES_SHOWN = 24, 48, 6
 NUM_LABELS = 10
