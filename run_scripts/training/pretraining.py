@@ -145,6 +145,9 @@ def train(
 
     set_seed(training_arguments.seed)
     model, processor = build_model(model_arguments)
+    if training_arguments.device.type == "cpu":
+        # Of no effect but speed: convolutions on a CPU take about three quarters of the time.
+        model.to(memory_format=torch.channels_last)
     columns = (data_arguments.image_column, data_arguments.caption_column)
     trainer = PretrainingTrainer(
         model=model,
