@@ -271,6 +271,52 @@ class _ImageGrounding:
         Raises:
             ValueError: `pixel_values` are no batch of images with the tower's number of channels.
         """
+        tower_output, patch_features = self._run_vision_tower(pixel_values, **kwargs)
+        grounded = self.ground_patches(patch_features)
+        return FDTVisionModelOutput(
+            last_hidden_state=tower_output.last_hidden_state,
+            pooler_output=grounded.pooler_output,
+            hidden_states=tower_output.hidden_states,
+            attentions=tower_output.get("attentions"),
+            image_embeds=grounded.image_embeds,
+            image_code_weights=grounded.image_code_weights,
+        )
+
+    def get_patch_features(self, pixel_values: torch.FloatTensor, **kwargs) -> torch.Tensor:
+        r"""
+        What the image tower says of patches; [`~FDTModel.ground_patches`] makes embeddings of it.
+
+        Args:
+            pixel_values, kwargs: as for [`~FDTModel.get_image_features`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, patches row by row.
+
+        Raises:
+            ValueError: as [`~FDTModel.get_image_features`] does.
+        """
+        return self._run_vision_tower(pixel_values, **kwargs)[1]
+
+    def ground_patches(self, patch_features: torch.Tensor) -> FDTVisionModelOutput:
+        r"""
+        Embed images by what the image tower says of their patches: all that follows the tower.
+
+        Args:
+            patch_features (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`):
+                Of any floating type. Of a transformer the last hidden states without class and register tokens.
+
+        Returns:
+            [`FDTVisionModelOutput`], whose `last_hidden_state` are the features given.
+        """
+        image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
+        return FDTVisionModelOutput(
+            last_hidden_state=patch_features,
+            pooler_output=image_embeds,
+            image_embeds=image_embeds,
+            image_code_weights=image_code_weights,
+        )
+
+    def _run_vision_tower(self, pixel_values: torch.Tensor, **kwargs) -> tuple[Any, torch.Tensor]:
         num_channels = getattr(self.config.vision_config, "num_channels", 3)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
             raise ValueError(
@@ -279,16 +325,7 @@ class _ImageGrounding:
             )
         tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
         check_token_features(self.config.vision_config, tower_output)
-        patch_features = self._select_patches(tower_output.last_hidden_state, pixel_values)
-        image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
-        return FDTVisionModelOutput(
-            last_hidden_state=tower_output.last_hidden_state,
-            pooler_output=image_embeds,
-            hidden_states=tower_output.hidden_states,
-            attentions=tower_output.get("attentions"),
-            image_embeds=image_embeds,
-            image_code_weights=image_code_weights,
-        )
+        return tower_output, self._select_patches(tower_output.last_hidden_state, pixel_values)
 
     def _select_patches(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         if hidden_states.ndim == 4:  # the feature map of a convolutional tower
@@ -319,8 +356,10 @@ def _put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> t
     return moved, place
 
 
-def _take_tokens(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Of every row the values at the places given for it."""
+def _take_tokens(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """Of every row the values at the places given for it; None leaves them where they are."""
+    if places is None:
+        return values
     return values[torch.arange(values.shape[0], device=values.device)[:, None], places]
 
 
@@ -356,6 +395,64 @@ class _TextGrounding:
         Raises:
             ValueError: captions are longer than the text tower's context, or the mask has another shape.
         """
+        tower_output, token_features, attention_mask, place = self._run_text_tower(input_ids, attention_mask, **kwargs)
+        grounded = self.ground_tokens(token_features, attention_mask)
+        return FDTTextModelOutput(
+            last_hidden_state=_take_tokens(token_features, place),
+            pooler_output=grounded.pooler_output,
+            hidden_states=tower_output.hidden_states,
+            attentions=tower_output.attentions,
+            text_embeds=grounded.text_embeds,
+            text_code_weights=grounded.text_code_weights,
+        )
+
+    def get_token_features(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        r"""
+        What the text tower says of tokens; [`~FDTModel.ground_tokens`] makes embeddings of it.
+
+        Args:
+            input_ids, attention_mask, kwargs: as for [`~FDTModel.get_text_features`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`; what stands at padding says nothing.
+
+        Raises:
+            ValueError: as [`~FDTModel.get_text_features`] does.
+        """
+        _, token_features, _, place = self._run_text_tower(input_ids, attention_mask, **kwargs)
+        return _take_tokens(token_features, place)
+
+    def ground_tokens(
+        self, token_features: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> FDTTextModelOutput:
+        r"""
+        Embed captions by what the text tower says of their tokens: all that follows the tower.
+
+        Args:
+            token_features (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+                Of any floating type. The last hidden states, start and end tokens included.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding, on whichever side. Without it every position is a token.
+
+        Returns:
+            [`FDTTextModelOutput`], whose `last_hidden_state` are the features given.
+        """
+        text_embeds, text_code_weights = self.text_grounding(
+            token_features, self.codebook, attention_mask, padded_length=self._padded_length
+        )
+        return FDTTextModelOutput(
+            last_hidden_state=token_features,
+            pooler_output=text_embeds,
+            text_embeds=text_embeds,
+            text_code_weights=text_code_weights,
+        )
+
+    def _run_text_tower(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[Any, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What the tower gave, its token features and their mask with padding last, and where each token has gone."""
         context_length = get_context_length(self.config.text_config)
         if input_ids.ndim != 2 or input_ids.shape[1] > context_length:
             raise ValueError(
@@ -377,17 +474,7 @@ class _TextGrounding:
         tower_output = self.text_tower(**inputs)
         check_token_features(self.config.text_config, tower_output)
         token_features = tower_output.last_hidden_state[:, : input_ids.shape[1]]
-        text_embeds, text_code_weights = self.text_grounding(
-            token_features, self.codebook, attention_mask, padded_length=self._padded_length
-        )
-        return FDTTextModelOutput(
-            last_hidden_state=token_features if place is None else _take_tokens(token_features, place),
-            pooler_output=text_embeds,
-            hidden_states=tower_output.hidden_states,
-            attentions=tower_output.attentions,
-            text_embeds=text_embeds,
-            text_code_weights=text_code_weights,
-        )
+        return tower_output, token_features, attention_mask, place
 
     @property
     def _padded_length(self) -> int | None:
@@ -538,6 +625,8 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         return_loss: bool = True,
         interpolate_pos_encoding: bool = False,
+        patch_features: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple | FDTOutput:
         r"""
@@ -557,29 +646,39 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
                 One pair alone has nothing to be told from: its loss is 0 and teaches nothing.
             interpolate_pos_encoding (`bool`, defaults to `False`):
                 Whether the image tower stretches its position embeddings to the images' size.
+            patch_features (`torch.Tensor` of shape `(image_batch_size, num_patches, hidden_size)`, *optional*):
+                Instead of `pixel_values`, what the image tower made of them: see [`~FDTModel.ground_patches`].
+            token_features (`torch.Tensor` of shape `(text_batch_size, sequence_length, hidden_size)`, *optional*):
+                Instead of `input_ids`, what the text tower made of them: see [`~FDTModel.ground_tokens`].
             kwargs: for both towers, e.g. `output_attentions`, `output_hidden_states`.
 
         Returns:
             [`FDTOutput`]
 
         Raises:
-            ValueError: neither images nor captions are given, a shape is wrong, or in training the numbers of images
-                and captions differ, on one process or from one process to the other.
+            ValueError: neither images nor captions are given, or both inputs and features; a shape is wrong; or in
+                training the numbers of images and captions differ, on one process or from one process to the other.
         """
-        if pixel_values is None and input_ids is None:
+        has_images = _is_one_given(pixel_values=pixel_values, patch_features=patch_features)
+        has_captions = _is_one_given(input_ids=input_ids, token_features=token_features)
+        if not has_images and not has_captions:
             raise ValueError("FDTModel needs `pixel_values`, `input_ids` or both, got neither.")
         image_output, text_output = FDTVisionModelOutput(), FDTTextModelOutput()
-        if pixel_values is not None:
+        if patch_features is not None:
+            image_output = self.ground_patches(patch_features)
+        elif pixel_values is not None:
             image_kwargs = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
             image_output = self.get_image_features(pixel_values, return_dict=True, **image_kwargs, **kwargs)
-        if input_ids is not None:
+        if token_features is not None:
+            text_output = self.ground_tokens(token_features, attention_mask)
+        elif input_ids is not None:
             text_kwargs = {"position_ids": position_ids, "token_type_ids": token_type_ids}
             text_kwargs = {name: value for name, value in text_kwargs.items() if value is not None}
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **text_kwargs, **kwargs)
 
         logits_per_image = loss = pooler_output = None
-        if pixel_values is None or input_ids is None:
-            pooler_output = image_output.image_embeds if input_ids is None else text_output.text_embeds
+        if not has_images or not has_captions:
+            pooler_output = image_output.image_embeds if has_images else text_output.text_embeds
         else:
             image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
             if self.training and return_loss:
@@ -598,8 +697,8 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_embeds=text_output.text_embeds,
             image_code_weights=image_output.image_code_weights,
             text_code_weights=text_output.text_code_weights,
-            vision_model_output=None if pixel_values is None else image_output,
-            text_model_output=None if input_ids is None else text_output,
+            vision_model_output=image_output if has_images else None,
+            text_model_output=text_output if has_captions else None,
             pooler_output=pooler_output,
         )
 
@@ -612,7 +711,7 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
         Args:
             outputs ([`FDTOutput`]): what `forward` returned for images, captions or both.
             pixel_values (`torch.Tensor` of shape `(image_batch_size, num_channels, height, width)`, *optional*):
-                The images, if `outputs` has any.
+                The images, if `outputs` has any; not if they were given as `patch_features`.
 
         Returns:
             Queries of shape `(image_batch_size, num_patches, codebook_dim)`, patches row by row, and of shape
@@ -621,10 +720,13 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
         """
         image_queries = text_queries = None
         if outputs.vision_model_output is not None:
-            patch_features = self._select_patches(outputs.vision_model_output.last_hidden_state, pixel_values)
-            image_queries = self.vision_grounding.query_projection(patch_features)
+            patch_features = outputs.vision_model_output.last_hidden_state
+            if pixel_values is not None:
+                patch_features = self._select_patches(patch_features, pixel_values)
+            image_queries = self.vision_grounding.query_projection(patch_features.to(self.codebook.dtype))
         if outputs.text_model_output is not None:
-            text_queries = self.text_grounding.query_projection(outputs.text_model_output.last_hidden_state)
+            token_features = outputs.text_model_output.last_hidden_state
+            text_queries = self.text_grounding.query_projection(token_features.to(self.codebook.dtype))
         return image_queries, text_queries
 
     @torch.no_grad()
@@ -719,6 +821,14 @@ def _warn_of_a_single_pair(num_pairs: int) -> None:
             "A training batch of one pair has a contrastive loss of 0 and gives no gradient. Gradient accumulation by "
             "a plain Trainer does not help, as it adds up losses of micro-batches: use larger batches or FDTTrainer."
         )
+
+
+def _is_one_given(**inputs: torch.Tensor | None) -> bool:
+    """Whether one of several forms of the same inputs is given; a ValueError where there are more."""
+    given = [name for name, value in inputs.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"FDTModel takes one of {[*inputs]}, got both.")
+    return bool(given)
 
 
 def _pop_with_prefix(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -166,6 +166,30 @@ def test_grounding_fields_take_effect_at_once(tiny_model, inputs):
             torch.testing.assert_close(tiny_model(**inputs)[output], reloaded(**inputs)[output], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("text", TEXT_TOWERS)
+def test_what_the_towers_say_stands_for_what_they_are_given(text, tokenizer, images, captions, tiny_processor):
+    model = FDTModel(build_tiny_config(text_config=TEXT_TOWERS[text])).eval()
+    tokenizer.padding_side = "left"
+    inputs = tiny_processor(images=images, text=captions, return_tensors="pt")
+    tokenizer.padding_side = "right"
+    expected = model(**inputs)
+    features = {
+        "patch_features": model.get_patch_features(inputs["pixel_values"]),
+        "token_features": model.get_token_features(inputs["input_ids"], inputs["attention_mask"]),
+    }
+    outputs = model(**features, attention_mask=inputs["attention_mask"])
+    # The grounding sees padding on the left here, which only reorders float32 sums.
+    torch.testing.assert_close(outputs.logits_per_image, expected.logits_per_image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs.loss, expected.loss, rtol=0, atol=1e-5)
+    halves = {name: value.half() for name, value in features.items()}
+    queries = model.get_token_queries(model(**halves, attention_mask=inputs["attention_mask"]))
+    for half, whole in zip(queries, model.get_token_queries(expected, inputs["pixel_values"]), strict=True):
+        is_token = inputs["attention_mask"].bool() if half is queries[1] else slice(None)
+        torch.testing.assert_close(half[is_token], whole[is_token], rtol=0, atol=5e-3)
+    with pytest.raises(ValueError, match="takes one of"):
+        model(**inputs, patch_features=features["patch_features"])
+
+
 def test_one_modality_alone_is_a_slice_of_both(tiny_model, inputs):
     both = tiny_model(**inputs)
     images = tiny_model(pixel_values=inputs["pixel_values"])

@@ -78,7 +78,7 @@ def collect_queries(model: FDTModel, inputs: dict) -> torch.Tensor:
     """What patches and valid words of a batch are compared to the codes with, (num_tokens, codebook_dim)."""
     with torch.random.fork_rng(current_cuda_device()), frozen_running_statistics(model):
         outputs = model(**{**inputs, "return_loss": False})
-    patches, words = model.get_token_queries(outputs, inputs["pixel_values"])
+    patches, words = model.get_token_queries(outputs, inputs.get("pixel_values"))
     attention_mask = inputs.get("attention_mask")
     words = words.flatten(0, 1) if attention_mask is None else words[attention_mask.bool()]
     return torch.cat([patches.flatten(0, 1), words]).float()
