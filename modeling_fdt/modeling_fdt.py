@@ -337,7 +337,7 @@ class _ImageGrounding:
         return hidden_states[:, max(hidden_states.shape[1] - num_patches, 0) :]
 
 
-def _put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+def put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
     """
     What a text tower is given, with the tokens of every caption first, in their order: towers count positions from
     the left, wherever a tokenizer puts the padding. And the place where each token has gone.
@@ -466,7 +466,7 @@ class _TextGrounding:
             )
         inputs, place = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}, None
         if attention_mask is not None:
-            inputs, place = _put_padding_last(inputs, attention_mask)
+            inputs, place = put_padding_last(inputs, attention_mask)
             attention_mask = inputs["attention_mask"]
         if self.config.text_config.model_type in TYPES_TRAINED_WITH_PADDING:
             padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask, context_length)

@@ -209,6 +209,11 @@ def parse_arguments(
     return arguments
 
 
+def build_arguments(argument_classes: Sequence[type | LateArguments], config: dict[str, Any]) -> tuple:
+    """As `parse_arguments`, from a config alone."""
+    return parse_arguments(argument_classes, [], lambda *_: config)
+
+
 class _Parser(HfArgumentParser):
     """A parser of dataclasses with the defaults of a config. A flag of an object changes the members that it names."""
 
@@ -281,14 +286,14 @@ def read_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def merge(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A config with changes: objects are changed member by member, null removes. Source: RFC 7396."""
+    """A config with changes: objects are changed member by member, null removes. Source: RFC 7396, but that an object
+    where there was none is taken as it is, so that it can itself be changes."""
     merged = dict(config)
     for name, value in changes.items():
         if value is None:
             merged.pop(name, None)
-        elif isinstance(value, dict):
-            former = config.get(name)
-            merged[name] = merge(former if isinstance(former, dict) else {}, value)
+        elif isinstance(value, dict) and isinstance(config.get(name), dict):
+            merged[name] = merge(config[name], value)
         else:
             merged[name] = value
     return merged

@@ -11,20 +11,15 @@ docs/study.md tells what was found.
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
 
 from run_scripts.arguments import run_command
 from run_scripts.training.arguments import STUDY, StudyArguments
 
 
-if TYPE_CHECKING:
-    from run_scripts.training.trainer import FDTTrainingArguments
-
-
-def main(arguments: StudyArguments, training_arguments: "FDTTrainingArguments") -> None:
+def main(arguments: StudyArguments) -> None:
     from run_scripts.training.study import run_study
 
-    run_study(arguments, training_arguments, f"python -m run_scripts.run_study {shlex.join(sys.argv[1:])}")
+    run_study(arguments, f"python -m run_scripts.run_study {shlex.join(sys.argv[1:])}")
 
 
 if __name__ == "__main__":

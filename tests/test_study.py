@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from torch import nn
 
 import run_scripts
 from modeling_fdt import FDTModel
 from run_scripts.arguments import parse_arguments
+from run_scripts.evaluation.arguments import RetrievalArguments
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.evaluation.retrieval import evaluate_retrieval
+from run_scripts.run_study import main
 from run_scripts.training import study
 from run_scripts.training.arguments import STUDY
 from run_scripts.training.baselines import POOLINGS, ControlConfig, ControlModel, pool_tokens
+from run_scripts.training.study_report import format_evaluation
 from tests.conftest import build_tiny_config
 
 
@@ -68,6 +72,9 @@ def test_pooling_is_over_valid_tokens(pooling):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_caption_of_a_control_does_not_depend_on_padding(pooling, tiny_processor, captions):
     model = build_control(pooling)
+    right, left = (tiny_processor(text=captions, padding_side=side, return_tensors="pt") for side in ("right", "left"))
+    embeds = [model.get_text_features(**inputs).text_embeds for inputs in (right, left)]
+    torch.testing.assert_close(*embeds, rtol=0, atol=1e-5)
     together = embed_captions(model, tiny_processor, captions).embeds
     alone = torch.cat([embed_captions(model, tiny_processor, [caption]).embeds for caption in captions])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)  # float32 sums in another order
@@ -118,53 +125,33 @@ def test_control_refuses(fields, message):
 
 
 def make_drawings(folder: Path) -> str:
-    """Coloured squares, two to a category, in four splits."""
+    """Coloured squares with their names, in three splits."""
     random = np.random.default_rng(0)
     splits = {}
-    for split, number in {"train": 8, "validation": 6, "test": 6, "test_held_out": 2}.items():
-        rows = [
-            {
-                "concept": color.upper(),
-                "caption": color,
-                "captions": [color, f"a {color} square"],
-                "category": COLORS.index(color) // 2,
-                "image": Image.fromarray(
-                    np.asarray(Image.new("RGB", (20, 20), color)) ^ random.integers(0, 64, (20, 20, 3), dtype=np.uint8)
-                ),
-            }
-            for color in (COLORS[-number:] if split == "test_held_out" else COLORS[:number])
-        ]
-        splits[split] = Dataset.from_list(rows).cast_column("category", ClassLabel(names=[*"abcd"]))
+    for split, number in {"train": 8, "validation": 6, "test": 6}.items():
+        squares = [np.asarray(Image.new("RGB", (20, 20), color)) for color in COLORS[:number]]
+        noisy = [square ^ random.integers(0, 64, square.shape, dtype=np.uint8) for square in squares]
+        rows = [{"caption": c, "image": Image.fromarray(s)} for c, s in zip(COLORS[:number], noisy, strict=True)]
+        splits[split] = Dataset.from_list(rows)
     DatasetDict(splits).save_to_disk(str(folder))
     return str(folder)
 
 
-def build_settings(folder: Path) -> dict:
-    """A study of a control and FDT: two trials of 2 steps each, then 4 steps with two seeds."""
-    fdt = {"codebook_size": 32, "codebook_dim": 8}
+def build_config(folder: Path) -> dict:
+    """A pretraining of 4 steps, evaluated at the second and the last."""
     return {
-        "variants": {
-            "CLIP": {
-                "model": "control",
-                "model_config": {"projection_dim": 8},
-                "trials": [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}],
-            },
-            "FDT, max": {
-                "model": "fdt",
-                "model_config": fdt,
-                "trials": [{"model_config": {"grounding_temperature": value}} for value in (1.0, 10.0)],
-            },
+        "model_config": {
+            "vision_config": RESNET,
+            "text_config": {**TOWER, "max_position_embeddings": 16},
+            "codebook_size": 32,
+            "codebook_dim": 8,
         },
-        "seeds": [1, 2],
-        "tuning_seed": 0,
-        "tuning_steps": 2,
-        "model_config": {"vision_config": RESNET, "text_config": TOWER},
         "image_processor_config": {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
         "dataset": str(folder / "drawings"),
-        "caption_column": "captions",
-        "distinct_column": "concept",
-        "augmentation": {"RandomHorizontalFlip": {"p": 0.5}},
-        "output_dir": str(folder / "study"),
+        "validation_split": "validation",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "augmentation": {"RandomResizedCrop": {"size": [16, 16]}},
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "save_strategy": "no",
@@ -174,14 +161,44 @@ def build_settings(folder: Path) -> dict:
     }
 
 
-def main(argv: list[str]) -> None:
-    study.run_study(*parse_arguments(STUDY, argv), command="python -m run_scripts.run_study")
+def build_settings(folder: Path) -> dict:
+    """A study of a control and FDT: two trials of 2 steps each, then 4 steps with two seeds."""
+    clip = {"model_type": "fdt_control", "projection_dim": 8, "codebook_size": None, "codebook_dim": None}
+    return {
+        "config": str(folder / "config.json"),
+        "variants": {
+            "CLIP": {
+                "changes": {"model_config": clip},
+                "trials": [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}],
+            },
+            "FDT, max": {
+                "changes": {},
+                "trials": [{"model_config": {"grounding_temperature": value}} for value in (1.0, 10.0)],
+            },
+        },
+        "evaluations": {
+            "Retrieval": {
+                "task": "retrieval",
+                "arguments": {"split": "test"},
+                "columns": {"R@1": "image_to_text_R@1", "rsum": "rsum"},
+            },
+            "Codes": {
+                "task": "codes",
+                "arguments": {"split": "test"},
+                "columns": {"active": "active_per_image"},
+                "only": ["fdt"],
+            },
+        },
+        "seeds": [1, 2],
+        "tuning_seed": 0,
+        "tuning_steps": 2,
+        "output_dir": str(folder / "study"),
+    }
 
 
-def write_settings(folder: Path, settings: dict) -> list[str]:
-    path = folder / "study.json"
-    path.write_text(json.dumps(settings))
-    return [str(path)]
+def run(folder: Path, settings: dict) -> None:
+    (folder / "study.json").write_text(json.dumps(settings))
+    main(*parse_arguments(STUDY, [str(folder / "study.json")]))
 
 
 @pytest.fixture(scope="module")
@@ -189,87 +206,82 @@ def study_folder(tmp_path_factory) -> Path:
     """Where a whole study has run."""
     folder = tmp_path_factory.mktemp("study")
     make_drawings(folder / "drawings")
-    main(write_settings(folder, build_settings(folder)))
+    (folder / "config.json").write_text(json.dumps(build_config(folder)))
+    run(folder, build_settings(folder))
     return folder
 
 
 def read_runs(folder: Path) -> dict[str, dict]:
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "study" / "runs").glob("*.json")}
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("study/runs/*/result.json")}
 
 
-def test_every_run_is_one_file(study_folder):
+def test_every_run_is_one_folder(study_folder):
     runs = read_runs(study_folder)
     tuned = {f"{name}-trial{trial}-seed0" for name in ("CLIP", "FDT_max") for trial in (0, 1)}
     repeated = {name for name in runs if not name.endswith("seed0")}
     assert tuned < set(runs) and len(repeated) == 4 and len(runs) == 8
     for name in tuned:
-        assert set(runs[name]["results"]) == {"validation"}
-        assert runs[name]["settings"]["training_arguments"]["max_steps"] == 2
+        assert runs[name]["evaluations"] == {} and [step for step, _ in runs[name]["validation"]] == [2]
     for name in repeated:
-        run = runs[name]
+        found = runs[name]
         trials = [runs[f"{name.split('-')[0]}-trial{trial}-seed0"] for trial in (0, 1)]
-        assert run["trial"] == int(study.validation_rsum(trials[1]) > study.validation_rsum(trials[0]))
-        assert set(run["results"]) == {"validation", "test", "test_held_out"}
-        assert run["settings"]["training_arguments"]["max_steps"] == 4 and run["cpu_seconds_per_step"] > 0
-        assert run["command"].startswith("python -m run_scripts.run_study") and run["versions"]["torch"]
-        assert (run["results"]["test"]["dead_codes"] is None) == (run["variant"] == "CLIP")
-    assert len({run["weights_sha256"] for run in runs.values()}) == 8
-    assert len({run["settings"]["data_sha256"] for run in runs.values()}) == 1
-    rates = [runs[f"CLIP-trial{t}-seed0"]["settings"]["training_arguments"]["learning_rate"] for t in (0, 1)]
-    temperatures = [runs[f"FDT_max-trial{t}-seed0"]["settings"]["model_config"] for t in (0, 1)]
-    assert rates == [1e-3, 1e-2] and [fields["grounding_temperature"] for fields in temperatures] == [1.0, 10.0]
+        assert found["trial"] == int(study.score(trials[1]) > study.score(trials[0]))
+        assert set(found["evaluations"]) == ({"Retrieval"} if found["variant"] == "CLIP" else {"Retrieval", "Codes"})
+        assert [step for step, _ in found["validation"]] == [2, 4] and found["cpu_seconds_per_step"] > 0
+        assert found["command"].startswith("python -m run_scripts.run_study") and found["versions"]["torch"]
+    assert len({found["weights_sha256"] for found in runs.values()}) == 8
+    rates = [runs[f"CLIP-trial{trial}-seed0"]["config"]["learning_rate"] for trial in (0, 1)]
+    temperatures = [runs[f"FDT_max-trial{t}-seed0"]["config"]["model_config"]["grounding_temperature"] for t in (0, 1)]
+    assert rates == [1e-3, 1e-2] and temperatures == [1.0, 10.0]
+
+
+def test_what_a_run_says_is_what_its_model_gives(study_folder):
+    folder = study_folder / "study" / "runs" / "FDT_max-trial0-seed0"
+    name = next(name for name in read_runs(study_folder) if name.startswith("FDT") and name.endswith("seed1"))
+    folder, found = study_folder / "study" / "runs" / name, read_runs(study_folder)[name]
+    model, processor = load_model(str(folder))
+    arguments = RetrievalArguments(model=str(folder), dataset=str(study_folder / "drawings"), split="test")
+    metrics = evaluate_retrieval(model, processor, arguments).metrics
+    assert found["evaluations"]["Retrieval"]["metrics"]["rsum"]["value"] == metrics["rsum"].value
+    again = RetrievalArguments(model=str(folder), dataset=str(study_folder / "drawings"), split="validation")
+    assert study.score(found) == pytest.approx(evaluate_retrieval(model, processor, again).metrics["rsum"].value)
 
 
 def test_tables_and_plot_show_every_variant(study_folder):
     text = (study_folder / "study" / "results.md").read_text()
-    runs = [run for run in read_runs(study_folder).values() if not run["is_tuning"] and run["variant"] == "CLIP"]
-    mean = 100 * np.mean([run["results"]["test"]["top_1"] for run in runs])
-    std = 100 * np.std([run["results"]["test"]["top_1"] for run in runs], ddof=1)
-    assert f"| CLIP | {mean:.1f} ± {std:.1f} |" in text
-    assert text.count("| FDT, max |") == 7 and text.count("| CLIP |") == 5  # CLIP has no codes to count
-    assert "6 drawings of 6 concepts" in text and "grounding_temperature 10.0" in text and text.count("**") == 4
+    runs = [found for found in read_runs(study_folder).values() if found["evaluations"] and found["variant"] == "CLIP"]
+    values = [100 * found["evaluations"]["Retrieval"]["metrics"]["image_to_text_R@1"]["value"] for found in runs]
+    assert f"| CLIP | {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} |" in text
+    assert text.count("| CLIP |") == 5 and text.count("| FDT, max |") == 7  # CLIP has no codes to count
+    assert "Difference from CLIP, seed by seed" in text and "| *chance* | 16.67% |" in text
+    assert "| variant | step 2 | step 4 |" in text and "grounding_temperature 10.0" in text
     Image.open(study_folder / "study" / "study.png").verify()
 
 
 def test_restart_skips_what_is_there(study_folder, monkeypatch):
     before, trained = read_runs(study_folder), []
     lost = next(name for name in before if name.startswith("FDT") and name.endswith("seed2"))
-    (study_folder / "study" / "runs" / f"{lost}.json").unlink()
-    train = study.train_variant
-    monkeypatch.setattr(study, "train_variant", lambda study, run: trained.append(run.name) or train(study, run))
-    main([str(study_folder / "study.json")])
-    assert trained == [lost]
+    (study_folder / "study" / "runs" / lost / "result.json").unlink()
+    train = study.train
+    monkeypatch.setattr(
+        study, "train", lambda *args, **kwargs: trained.append(args[2].output_dir) or train(*args, **kwargs)
+    )
+    run(study_folder, build_settings(study_folder))
+    assert [Path(folder).name for folder in trained] == [lost]
     after = read_runs(study_folder)
     # The same seed gives the same model, also in the middle of a restarted study.
     assert after[lost]["weights_sha256"] == before[lost]["weights_sha256"]
-    assert after[lost]["results"] == before[lost]["results"]
-    assert {name: run for name, run in after.items() if name != lost} == {k: v for k, v in before.items() if k != lost}
+    assert after[lost]["evaluations"] == before[lost]["evaluations"]
+    assert {name: found for name, found in after.items() if name != lost} == {
+        name: found for name, found in before.items() if name != lost
+    }
 
 
-def test_results_of_other_settings_are_not_taken(study_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "train_variant", None)  # nothing is trained
-    settings = {**build_settings(study_folder), "augmentation": None}
-    with pytest.raises(ValueError, match=r"CLIP-trial0-seed0.json has other \['augmentation'\]"):
-        main(write_settings(tmp_path, settings))
-
-
-def test_data_order_does_not_depend_on_the_variant(study_folder, monkeypatch):
-    seen = []
-    collate = study.ContrastiveCollator.__call__
-
-    def record(self, rows):
-        inputs = collate(self, rows)
-        seen.append((inputs["input_ids"], inputs["pixel_values"]))
-        return inputs
-
-    monkeypatch.setattr(study.ContrastiveCollator, "__call__", record)
-    prepared = study.prepare_study(*parse_arguments(STUDY, [str(study_folder / "study.json")]))
-    for variant in prepared.arguments.variants:
-        study.train_variant(prepared, study.Run(variant, 0, 5, is_tuning=True))
-    number = len(seen) // 2
-    assert number >= 2
-    for first, second in zip(seen[:number], seen[number:], strict=True):
-        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+def test_results_of_another_config_are_not_taken(study_folder, monkeypatch):
+    monkeypatch.setattr(study, "train", None)  # nothing is trained
+    settings = {**build_settings(study_folder), "changes": {"augmentation": None}}
+    with pytest.raises(ValueError, match=r"CLIP-trial0-seed0/result.json has other \['augmentation'\]"):
+        run(study_folder, settings)
 
 
 def refuse(**changes):
@@ -280,6 +292,10 @@ def change_clip(**changes):
     return lambda settings: settings["variants"]["CLIP"].update(changes)
 
 
+def change_codes(**changes):
+    return lambda settings: settings["evaluations"]["Codes"].update(changes)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -287,62 +303,57 @@ def change_clip(**changes):
         (refuse(seeds=[1, 1]), "seeds must be"),
         (refuse(seeds=[0, 1]), "tuning_seed must be"),
         (refuse(tuning_steps=0), "tuning_steps must be"),
-        (refuse(max_steps=-1), "max_steps must be"),
         (refuse(variants={}), "names of variants"),
-        (refuse(augmentation={"RandomFlop": {}}), "RandomFlop"),
-        (refuse(dataset="no/such/folder"), "no folder written by save_to_disk"),
-        (refuse(caption_column="title"), "title"),
-        (refuse(distinct_column="id"), "distinct_column"),
-        (refuse(optimiser="sgd"), "optimiser"),
-        (refuse(streaming=True), "streaming"),
+        (refuse(config="no/such.json"), "no/such.json cannot be read"),
+        (refuse(changes={"max_steps": None}), "max_steps"),
+        (refuse(changes={"validation_split": None}), "validation_split"),
+        (refuse(changes={"optimiser": "sgd"}), "optimiser"),
         (lambda settings: settings["variants"].update({"FDT max": settings["variants"]["CLIP"]}), "names of variants"),
         (change_clip(trials=[{"learning_rate": 1e-3}]), "same number of trials"),
         (change_clip(trials=[{"learning_rat": 1}, {}]), "learning_rat"),
         (change_clip(trials=[{"seed": 7}, {}]), "seed"),
         (change_clip(trials=[{}, {"lr_scheduler_type": "cosin"}]), "cosin"),
-        (change_clip(model="clip"), "model of variant"),
-        (change_clip(model_config={"codebook_size": 8}), "no field"),
-        (change_clip(name="CLIP"), "needs model, model_config and trials"),
+        (change_clip(name="CLIP"), "needs changes and trials"),
+        (change_codes(task="code"), "not one of"),
+        (change_codes(arguments={"batch_sise": 8}), "batch_sise"),
+        (change_codes(columns=None, title=""), "needs task, arguments and columns"),
     ],
 )
-def test_bad_study_is_refused_before_training(study_folder, tmp_path, monkeypatch, change, message):
+def test_bad_study_is_refused_before_training(study_folder, monkeypatch, change, message):
     monkeypatch.setattr(study, "run_once", None)
     settings = build_settings(study_folder)
     change(settings)
     with pytest.raises(ValueError, match=message):
-        main(write_settings(tmp_path, settings))
+        run(study_folder, settings)
 
 
-def test_missing_split_is_refused(study_folder, tmp_path):
-    splits = study.load_from_disk(str(study_folder / "drawings"))
-    del splits["test_held_out"]
-    splits.save_to_disk(str(tmp_path / "drawings"))
-    settings = {**build_settings(study_folder), "dataset": str(tmp_path / "drawings")}
-    with pytest.raises(ValueError, match="test_held_out"):
-        main(write_settings(tmp_path, settings))
+def test_tables_by_hand():
+    def result(value: float | None) -> dict:
+        metrics = {"top_1": {"value": value, "chance": 0.25, "unit": "share"}}
+        return {"evaluations": {} if value is None else {"Names": {"metrics": metrics}}}
 
-
-def test_summary_by_hand():
-    assert study.mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(7**0.5))
-    assert study.mean_and_deviation([2.0]) == (2.0, 0.0)
-    assert study.mean_and_deviation([None, None]) is None
     finals = {
-        "A": [{"results": {"test": {"top_1": value, "active_per_image": 2.0}}} for value in (0.1, 0.2, 0.6)],
-        "B": [{"results": {"test": {"top_1": value, "active_per_image": None}}} for value in (0.0, 0.0, 0.3)],
+        "A": [result(value) for value in (0.1, 0.2, 0.6)],
+        "B": [result(value) for value in (0.0, 0.0, 0.3)],
+        "C": [result(None)] * 3,
     }
-    columns = {"top-1": "top_1"}
-    assert study.format_variants(finals, "test", columns).splitlines() == [
-        *("| variant | top-1 |", "|---|---:|", "| A | 30.0 ± 26.5 |", "| B | 10.0 ± 17.3 |"),
+    table = format_evaluation(finals, "Names", {"top-1": "top_1"}).splitlines()
+    assert table == [
+        "| variant | top-1 |",
+        "|---|---:|",
+        "| A | 30.0 ± 26.5 |",
+        "| B | 10.0 ± 17.3 |",
+        "| *chance* | 25.00% |",
     ]
-    assert study.format_variants(finals, "test", {"active": "active_per_image"}).splitlines()[2:] == [
-        "| A | 2.0 ± 0.0 |"
-    ]
+    table = format_evaluation(finals, "Names", {"top-2": "top_2", "top-1": "top_1"}).splitlines()
+    assert table[2] == "| A |  | 30.0 ± 26.5 |"  # no seed has a top-2
+    table = format_evaluation(finals, "Names", {"top-1": "top_1"}, reference="A").splitlines()
+    assert table[2:] == ["| B | -20.0 ± 10.0 |"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(run_scripts.__file__).with_name("configs").glob("study_*.json")), ids=str)
 def test_every_study_is_readable(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments, training_arguments = parse_arguments(STUDY, [str(path)])
-    study.check_trials(arguments)
-    assert Path(training_arguments.output_dir).name == path.stem and len(arguments.variants) >= 2
-    assert set(arguments.augmentation) and training_arguments.max_steps > arguments.tuning_steps
+    (arguments,) = parse_arguments(STUDY, [str(path)])
+    study.check_study(arguments)
+    assert Path(arguments.output_dir).name == path.stem and len(arguments.variants) >= 2

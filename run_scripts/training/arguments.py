@@ -99,36 +99,29 @@ class FineTuningDataArguments(TrainingDataArguments):
 
 @dataclass
 class StudyArguments:
-    """What is compared, and how often."""
+    """What is compared, on what, and how often."""
 
+    config: str = field(metadata={"help": "A config of run_pretraining: what all variants share."})
     variants: dict = field(
         metadata={
-            "help": "By name: `model` (fdt or control), its `model_config`, and `trials`, each with what it tries: "
-            "a `model_config`, training arguments or both."
+            "help": "By name: `changes` to the config, and `trials`, each further changes that are tried. Objects are "
+            "changed member by member."
         }
     )
-    dataset: str = field(
+    evaluations: dict = field(
         metadata={
-            "help": "A folder written by save_to_disk, with the splits train, validation, test and test_held_out."
+            "help": "By title: `task` of run_evaluation, its `arguments`, the `columns` to show as metrics by "
+            "heading, and, where it is not for all models, `only`: a list of model types."
         }
     )
-    model_config: dict = field(metadata={"help": "Fields that the configurations of all variants share."})
-    image_processor_config: dict = field(metadata={"help": "Options of FDTImageProcessor."})
     seeds: list[int] = field(metadata={"help": "The best trial of each variant is trained with each of them."})
     tuning_seed: int = field(metadata={"help": "Seed of all trials; none of `seeds`."})
     tuning_steps: int = field(metadata={"help": "Training steps of a trial; `max_steps` are those of the rest."})
-    image_column: str = field(default="image", metadata={"help": "Column of images."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of captions to train on. Of a list, one is drawn at every visit."}
-    )
-    distinct_column: str | None = field(
-        default=None, metadata={"help": "Column whose values must all differ within a batch."}
-    )
-    augmentation: dict | None = field(
-        default=None, metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."}
-    )
+    output_dir: str = field(metadata={"help": "Folder of all runs and of the report."})
+    changes: dict | str | None = field(default=None, metadata={"help": "Changes to the config, for all variants."})
 
     def __post_init__(self):
+        self.changes = parse_json("changes", self.changes) or {}
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
         if self.tuning_seed in self.seeds:
@@ -138,16 +131,14 @@ class StudyArguments:
         if len({slug(name) for name in self.variants}) < max(len(self.variants), 1):
             raise ValueError(f"names of variants must differ in letters or digits, got {list(self.variants)}")
         for name, variant in self.variants.items():
-            if set(variant) != {"model", "model_config", "trials"}:
-                raise ValueError(f"variant {name!r} needs model, model_config and trials, got {sorted(variant)}")
+            if set(variant) != {"changes", "trials"}:
+                raise ValueError(f"variant {name!r} needs changes and trials, got {sorted(variant)}")
         numbers = {name: len(variant["trials"]) for name, variant in self.variants.items()}
         if len(set(numbers.values())) != 1 or 0 in numbers.values():
             raise ValueError(f"every variant must have the same number of trials, at least one, got {numbers}")
-
-    def merge_model_config(self, variant: str, trial: int) -> dict:
-        """The shared fields, those of the variant and those of its trial."""
-        parts = (self.variants[variant], self.variants[variant]["trials"][trial])
-        return {**self.model_config, **{k: v for part in parts for k, v in part.get("model_config", {}).items()}}
+        for title, evaluation in self.evaluations.items():
+            if not {"task", "arguments", "columns"} <= set(evaluation) <= {"task", "arguments", "columns", "only"}:
+                raise ValueError(f"evaluation {title!r} needs task, arguments and columns, got {sorted(evaluation)}")
 
 
 def slug(name: str) -> str:
@@ -228,5 +219,5 @@ TRAINING_ARGUMENTS = LateArguments(
     load=_load_training_arguments,
 )
 PRETRAINING = (ModelArguments, DataArguments, TRAINING_ARGUMENTS)
-STUDY = (StudyArguments, TRAINING_ARGUMENTS)
+STUDY = (StudyArguments,)
 FINE_TUNING = (FineTuningArguments, FineTuningDataArguments, TRAINING_ARGUMENTS)

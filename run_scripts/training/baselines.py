@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from modeling_fdt import FDTConfig, FDTGrounding, FDTModel, FDTTextModelOutput, FDTVisionModelOutput
+from modeling_fdt.modeling_fdt import put_padding_last
 from modeling_fdt.towers_fdt import get_hidden_size
 
 
@@ -63,8 +64,9 @@ class ControlConfig(PreTrainedConfig):
         vision_config, text_config (`PreTrainedConfig` or `dict`, *optional*): as in [`FDTConfig`].
         projection_dim (`int`, defaults to 512): size of the embeddings.
         pooling (`str`, defaults to `"tower"`):
-            `"tower"` is CLIP: the pooled output of each tower and a linear projection. `"max"` and `"mean"` are FDT
-            without its codebook: the query projection of FDT at every token, pooled over the valid tokens.
+            `"tower"` is CLIP: the pooled output of each tower (of a text tower that has none, such as ELECTRA, its
+            first token) and a linear projection. `"max"` and `"mean"` are FDT without its codebook: the query
+            projection of FDT at every token, pooled over the valid tokens.
         logit_scale_init_value, logit_scale_max (`float`): as in [`FDTConfig`].
 
     Raises:
@@ -157,9 +159,14 @@ class ControlModel(PreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple | FDTTextModelOutput:
         """Embed token ids of shape (batch_size, sequence_length); `pooler_output` are the embeddings."""
-        output = self.text_tower(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if attention_mask is not None:
+            inputs, _ = put_padding_last(inputs, attention_mask)
+            attention_mask = inputs["attention_mask"]
+        output = self.text_tower(**inputs)
         if self.config.pooling == "tower":
-            embeds = self.text_projection(output.pooler_output)
+            pooled = output.get("pooler_output")
+            embeds = self.text_projection(output.last_hidden_state[:, 0] if pooled is None else pooled)
         else:
             tokens = self.text_projection(output.last_hidden_state)
             embeds = pool_tokens(tokens, attention_mask, self.config.pooling)

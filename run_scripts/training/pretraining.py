@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoProcessor, CLIPModel, ProcessorMixin, set_seed
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainerCallback,
+    set_seed,
+)
 
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 from modeling_fdt.towers_fdt import get_context_length
@@ -23,13 +31,18 @@ from run_scripts.data.pairs import (
 )
 from run_scripts.data.scenes import SceneDataset
 from run_scripts.training.arguments import ModelArguments
-from run_scripts.training.baselines import build_clip
+from run_scripts.training.baselines import ControlConfig, ControlModel, build_clip
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel}
+MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel, "fdt_control": ControlModel}
+BUILDERS = {
+    "fdt": lambda **fields: FDTModel(FDTConfig(**fields)),
+    "clip": build_clip,
+    "fdt_control": lambda **fields: ControlModel(ControlConfig(**fields)),
+}
 
 
 class PretrainingTrainer(FDTTrainer):
@@ -65,7 +78,7 @@ class PretrainingTrainer(FDTTrainer):
         return dict(zip(totals, numbers, strict=True))
 
 
-def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPModel, ProcessorMixin]:
+def build_model(arguments: ModelArguments) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a checkpoint with its processor, or make a new model and the processor that fits it."""
     if arguments.model is not None:
         name = arguments.model
@@ -78,7 +91,7 @@ def build_model(arguments: ModelArguments) -> tuple[FDTModel | CLIPModel, Proces
     model_type = fields.pop("model_type", "fdt")
     if model_type not in MODEL_CLASSES:
         raise ValueError(f"model_config has model_type {model_type!r}, it must be one of {[*MODEL_CLASSES]}")
-    model = FDTModel(FDTConfig(**fields)) if model_type == "fdt" else build_clip(**fields)
+    model = BUILDERS[model_type](**fields)
     try:
         image_processor = FDTImageProcessor(**(arguments.image_processor_config or {}))
     except TypeError as error:
@@ -126,7 +139,10 @@ def check_size(dataset: PairDataset | PairStream | SceneDataset, training_argume
 
 
 def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: FDTTrainingArguments
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: FDTTrainingArguments,
+    callbacks: list[TrainerCallback] | None = None,
 ) -> PretrainingTrainer:
     """Train, and save the model, its processor and the trainer's state in `training_arguments.output_dir`."""
     check_pretraining(data_arguments, training_arguments)
@@ -160,6 +176,7 @@ def train(
         processing_class=processor,
         distinct_column=data_arguments.distinct_column,
         run_config=resolve_config(model_arguments, data_arguments, training_arguments),
+        callbacks=callbacks,
         **evaluation,
     )
     trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
