@@ -1,11 +1,11 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Compare FDT with its controls at equal compute, on drawings in styles that were never seen.
+"""Compare FDT with its controls at equal compute, on scenes in styles that were never seen.
 
-    python -m run_scripts.run_study run_scripts/configs/study_emoji.json
+    python -m run_scripts.run_study run_scripts/configs/study_scenes.json
 
 Every variant is tuned by the same number of trials, short runs that are judged on the split `validation`; its best
-trial is then trained in full with every seed and tested. Each run is one JSON file in `output_dir/runs`, and one that
-is there already is not run again. At the end `output_dir` holds the tables, results.md, and study.png.
+trial is then trained in full with every seed and tested. Each run is a folder in `output_dir/runs`, and one that is
+finished is not run again. After every seed `output_dir` holds the tables so far, results.md, and study.png.
 docs/study.md tells what was found.
 """
 

@@ -22,7 +22,7 @@ COMMANDS = sorted(
     for folder in ("run_scripts", "conversion")
     for path in (ROOT / folder).glob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-    and path.stem not in ("run_demo", "run_zero_shot", "prepare_scenes")
+    and path.stem not in ("run_demo", "prepare_scenes")
 )
 
 

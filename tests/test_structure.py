@@ -24,7 +24,7 @@ ALLOWED = {
     "benchmarks": {"data", "evaluation", "hub", "export", "training", "search", "visualization"},
 }
 # Names that several modules may define, for they are the same thing where none can import it from the other.
-SHARED_NAMES = {"main", "new_folder", "ZeroShotArguments"}
+SHARED_NAMES = {"main", "new_folder"}
 
 
 def source_files(*packages: str) -> list[Path]:
