@@ -205,8 +205,7 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A tower, not in the type that its own checkpoint had, but in that of the whole model."""
     # Private, but how transformers' own two-tower models build theirs: it writes the type into the tower's
-    # configuration, and under DeepSpeed's ZeRO-3 divides weights as they are made
-    # (tests/test_towers.py::test_towers_are_built_in_the_type_of_the_model).
+    # configuration (tests/test_towers.py::test_towers_are_built_in_the_type_of_the_model).
     return get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
 
 

@@ -363,6 +363,7 @@ def test_precision_and_speed_by_flags_of_trainer(changes, gradient_accumulation_
             | {"save_strategy": "steps", "save_steps": 1},
             "not the temperature of target_active_codes",
         ),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "DeepSpeed is not supported"),
         ({"dead_code_steps": 0}, "dead_code_steps must be at least 1"),
         ({"usage_entropy_weight": -1.0}, "usage_entropy_weight must be at least 0"),
         ({"temperature_decay": 0.5, "temperature_decay_steps": 1}, "for models with codes, got a CLIPModel"),
@@ -374,3 +375,9 @@ def test_precision_and_speed_by_flags_of_trainer(changes, gradient_accumulation_
 def test_bad_arguments_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_trainer(make_clip(), tmp_path, **changes)
+
+
+def test_deepspeed_of_a_launcher_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
+        make_trainer(make_clip(), tmp_path)

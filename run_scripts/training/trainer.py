@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -46,6 +47,11 @@ class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
     ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every parameter takes part."})
 
     def __post_init__(self):
+        if self.deepspeed is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError(
+                "DeepSpeed is not supported: it keeps copies of the parameters, which the clamp of logit_scale does "
+                "not reach; use FSDP2 (run_scripts/configs/accelerate/fsdp2.yaml)"
+            )
         TrainingArguments.__post_init__(self)
         for name in ("temperature_decay", "target_active_codes"):
             if getattr(self, name) is not None and self.load_best_model_at_end:
@@ -100,11 +106,8 @@ class FDTTrainer(ReproducibleTrainer):
             value = getattr(self.args, name)
             if value != default and not hasattr(self.model.config, "codebook_size"):
                 raise ValueError(f"{name}={value} is for models with codes, got a {type(self.model).__name__}")
-        is_clamped = (self.args.logit_scale_min, self.args.logit_scale_max) != (None, None)
-        if is_clamped and self.is_deepspeed_enabled:
-            raise ValueError("logit_scale_min and logit_scale_max do not reach DeepSpeed's own copy of the parameters")
-        if self.args.reseed_dead_codes and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("reseed_dead_codes needs the whole codebook on every process: not FSDP, not DeepSpeed")
+        if self.args.reseed_dead_codes and self.is_fsdp_enabled:
+            raise ValueError("reseed_dead_codes needs the whole codebook on every process, which FSDP shards")
 
     # The loss
 
