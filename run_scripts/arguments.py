@@ -84,6 +84,9 @@ class DataArguments(TrainingDataArguments):
     validation_dataset: str | None = field(
         default=None, metadata={"help": "Where validation_split is, if not in `dataset`."}
     )
+    cache_features: str | None = field(
+        default=None, metadata={"help": "Folder to keep the frozen towers' features in: no step runs a tower."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,6 +102,13 @@ class DataArguments(TrainingDataArguments):
             self._check_tar_options()
         if self.is_stream and self.distinct_column is not None:
             raise ValueError(f"distinct_column={self.distinct_column!r} needs rows to choose from, not a stream")
+
+        if self.cache_features is not None:
+            for name in ("streaming", "augmentation"):
+                if getattr(self, name):
+                    raise ValueError(f"cache_features keeps a data set's features: {name} must not be given")
+            if is_tar_pattern(self.dataset):
+                raise ValueError(f"cache_features needs rows, not a stream, got dataset={self.dataset!r}")
 
     @property
     def is_stream(self) -> bool:

@@ -32,6 +32,7 @@ from run_scripts.data.pairs import (
 from run_scripts.data.scenes import SceneDataset
 from run_scripts.training.arguments import ModelArguments
 from run_scripts.training.baselines import ControlConfig, ControlModel, build_clip
+from run_scripts.training.features import FeatureCollator, cache_features
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
 
@@ -48,7 +49,7 @@ BUILDERS = {
 class PretrainingTrainer(FDTTrainer):
     """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to."""
 
-    def __init__(self, *args, data_collator: ContrastiveCollator, **kwargs):
+    def __init__(self, *args, data_collator: ContrastiveCollator | FeatureCollator, **kwargs):
         super().__init__(*args, data_collator=data_collator, **kwargs)
         self.augmentation = data_collator.augmentation
 
@@ -62,7 +63,7 @@ class PretrainingTrainer(FDTTrainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         # Trainer's place between the data and the model, and the first at which a batch is on the device.
         inputs = super()._prepare_inputs(inputs)
-        if isinstance(inputs["pixel_values"], tuple):  # of a collator that leaves varying them to the device
+        if isinstance(inputs.get("pixel_values"), tuple):  # of a collator that leaves varying them to the device
             inputs["pixel_values"] = self.augmentation.vary(*inputs["pixel_values"])
         return inputs
 
@@ -126,6 +127,19 @@ def check_pretraining(data_arguments: DataArguments, training_arguments: FDTTrai
         raise ValueError(f"output_dir={training_arguments.output_dir!r} cannot be written: {error}") from error
 
 
+def check_caching(model: PreTrainedModel, dataset: PairDataset | SceneDataset, freeze: list[str] | None) -> None:
+    """Raise a ValueError where `cache_features` cannot do without the towers."""
+    trained = sorted({"vision_tower", "text_tower"} - {*(freeze or [])})
+    if trained:
+        raise ValueError(
+            f"cache_features needs freeze vision_tower text_tower: the features of {trained} would change"
+        )
+    if isinstance(dataset, SceneDataset):
+        raise ValueError("cache_features needs a data set with an end: every scene is new")
+    if not isinstance(model, FDTModel):
+        raise ValueError(f"cache_features is for FDT, whose groundings follow the towers, not {type(model).__name__}")
+
+
 def check_size(dataset: PairDataset | PairStream | SceneDataset, training_arguments: FDTTrainingArguments) -> None:
     """Raise a ValueError where the data cannot fill a batch, or not every worker has something to read."""
     if isinstance(dataset, PairStream):
@@ -165,12 +179,17 @@ def train(
         # Of no effect but speed: convolutions on a CPU take about three quarters of the time.
         model.to(memory_format=torch.channels_last)
     columns = (data_arguments.image_column, data_arguments.caption_column)
+    collator = ContrastiveCollator(processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device)
+    if data_arguments.cache_features is not None:
+        check_caching(model, train_dataset, training_arguments.freeze)
+        train_dataset = cache_features(
+            data_arguments.cache_features, model, processor, train_dataset, training_arguments
+        )
+        collator = FeatureCollator()
     trainer = PretrainingTrainer(
         model=model,
         args=training_arguments,
-        data_collator=ContrastiveCollator(
-            processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device
-        ),
+        data_collator=collator,
         eval_collator=ContrastiveCollator(processor, *columns, None),
         train_dataset=train_dataset,
         processing_class=processor,

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from run_scripts.data.batches import ReproducibleCollator
@@ -160,7 +160,6 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
         added = {field.name for field in fields(self.args)} - standard
         others = {*(self.run_config or {})} - standard - added - {*_FREE_ARGUMENTS}
         model = self.accelerator.unwrap_model(self.model)
-        config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
         recipe = {
             **{name: arguments[name] for name in (*_DECISIVE_ARGUMENTS, *added)},
             **{name: self.run_config[name] for name in others},
@@ -169,7 +168,7 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
                 "class": type(model).__name__,
                 "start": model.config.name_or_path,
                 "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                **config,
+                **describe_config(model.config),
             },
         }
         if isinstance(self.train_dataset, IterableDataset):  # whose order depends on who reads it
@@ -256,6 +255,11 @@ def check_launch(arguments: TrainingArguments) -> None:
             f"the launcher asks for mixed_precision={arguments.mixed_precision!r} (ACCELERATE_MIXED_PRECISION), the "
             f"arguments for bf16={arguments.bf16} and fp16={arguments.fp16}"
         )
+
+
+def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says of the function that a model computes."""
+    return {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
