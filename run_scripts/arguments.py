@@ -280,7 +280,7 @@ def read_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
     """A JSON file of arguments, merged into the file that its `extends` names, relative to its own folder.
 
     Raises:
-        ValueError: a file is missing, holds no JSON object, or extends itself.
+        ValueError: a file is missing, holds no JSON object, or extends itself or no file.
     """
     path = Path(path).resolve()
     if path in children:
@@ -292,6 +292,8 @@ def read_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
     if not isinstance(config, dict):
         raise ValueError(f"config {path} must hold a JSON object, got {config!r:.100}")
     parent = config.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise ValueError(f"config {path}: extends must name one file, got {parent!r}")
     return config if parent is None else merge(read_config(path.parent / parent, (*children, path)), config)
 
 

@@ -27,6 +27,9 @@ def find_task(argv: Sequence[str]) -> str:
     """The task that a command line begins with."""
     parser = argparse.ArgumentParser(prog=PROGRAM, epilog=f"`{PROGRAM} TASK --help` lists the flags of a task.")
     parser.add_argument("task", choices=TASKS)
+    if not {*argv[:1]} & {*TASKS, "-h", "--help"}:  # in one line, as `run_command` refuses
+        got = repr(argv[0]) if argv else "none"
+        parser.exit(2, f"error: the task must be one of {list(TASKS)}, got {got}; `{PROGRAM} --help` explains\n")
     return parser.parse_args(argv[:1]).task
 
 

@@ -70,6 +70,7 @@ def test_later_files_and_flags_override_what_comes_before(tmp_path):
         ({"width": 1, "names": "a"}, "names must be a list, got 'a'"),
         ({"extends": "config.json"}, "extends itself"),
         ({"extends": "missing.json"}, "missing.json cannot be read"),
+        ({"extends": ["base.json"]}, "extends must name one file, got .'base.json'."),
         ([1], "must hold a JSON object"),
     ],
 )

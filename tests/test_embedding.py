@@ -59,3 +59,9 @@ def test_one_tower_alone_is_refused(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="model='.*missing' cannot be loaded: "):
         load_model(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:999"])  # no word of torch's, and none that it finds
+def test_a_device_that_is_not_there_is_refused(device, folder):
+    with pytest.raises(ValueError, match=f"device must be one that torch finds here, .* got '{device}'"):
+        load_model(folder, device)

@@ -466,11 +466,16 @@ def test_bad_arguments_are_refused(argv, message):
         parse(argv)
 
 
-def test_unknown_tasks_flags_and_names_in_files_are_refused(tmp_path):
-    for argv in (["translation"], ["retrieval", "--model", "m", "--dataset", "d", "--label_column", "x"]):
+def test_unknown_tasks_flags_and_names_in_files_are_refused(tmp_path, capsys):
+    for argv, message in (
+        ([], "the task must be one of ['zero-shot-classification', "),
+        (["translation"], "got 'translation'"),
+        (["retrieval", "--model", "m", "--dataset", "d", "--label_column", "x"], "--label_column"),
+    ):
         with pytest.raises(SystemExit) as end:
             parse(argv)
-        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.startswith("error: ") and message in said and said.count("\n") == 1
     (tmp_path / "run.json").write_text(json.dumps({"model": "m", "dataset": "d", "captions": "x"}))
     with pytest.raises(ValueError, match="captions"):
         parse(["retrieval", str(tmp_path / "run.json")])

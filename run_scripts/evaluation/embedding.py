@@ -38,9 +38,13 @@ def load_model(name_or_path: str, device: str | torch.device | None = None) -> t
         device: where the model runs; by default cuda where there is one.
 
     Raises:
-        ValueError: there is no such checkpoint, or it has not both towers.
+        ValueError: there is no such checkpoint, it has not both towers, or torch finds no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # a torch without CUDA asserts that it has it
+        raise ValueError(f"device must be one that torch finds here, such as cpu or cuda, got {device!r}") from error
     try:
         model = AutoModel.from_pretrained(name_or_path)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
