@@ -38,7 +38,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m run_scripts.run_demo --data $(DATA) --styles $(STYLES)
+	$(BIN)/python -m run_scripts.run_demo --images $(DATA) --styles $(STYLES)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)

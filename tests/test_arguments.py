@@ -21,7 +21,7 @@ COMMANDS = sorted(
     f"{path.parent.name}.{path.stem}"
     for folder in ("run_scripts", "conversion")
     for path in (ROOT / folder).glob("*.py")
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.stem not in ("run_demo", "prepare_scenes")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
 

@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from matplotlib.figure import Figure
 from PIL import Image
 
-from run_scripts import run_demo
+from run_scripts.demo import demo
+from run_scripts.demo.arguments import DemoArguments
 from run_scripts.evaluation.naming import all_concepts, evaluate_drawings, list_naming_rows
 from run_scripts.evaluation.results import format_table
 from run_scripts.evaluation.tagging import best_tags
@@ -92,16 +93,16 @@ def test_an_image_gets_as_many_tags_as_it_has_concepts(tiny_model, tiny_processo
 
 
 def test_scenes_are_of_two_styles():
-    with pytest.raises(ValueError, match="styles='all' is for data='drawings'"):
-        run_demo.DemoArguments(styles="all")
+    with pytest.raises(ValueError, match="styles='all' is for images='drawings'"):
+        DemoArguments(styles="all")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["scenes", "drawings"])
 def test_the_whole_demo_in_a_few_steps(data, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(run_demo.__file__).parents[1]))
-    run_demo.main(run_demo.DemoArguments(data=data, smoke=True))
+    monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
+    demo.run_demo(DemoArguments(images=data, smoke=True))
     (output_dir,) = (tmp_path / "outputs").iterdir()
     assert output_dir.name == {"scenes": "scenes_two_styles_smoke", "drawings": "emoji_two_styles_smoke"}[data]
     results = json.loads((output_dir / "results.json").read_text())["results"]

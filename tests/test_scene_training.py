@@ -12,8 +12,8 @@ import pytest
 from transformers import DefaultFlowCallback, TrainerCallback
 
 from run_scripts.arguments import parse_arguments
+from run_scripts.data.scene_splits import write_scenes
 from run_scripts.data.scenes import SceneComposer, SceneDataset
-from run_scripts.prepare_scenes import SceneArguments, prepare_scenes
 from run_scripts.training.arguments import PRETRAINING
 from run_scripts.training.pretraining import train
 
@@ -25,7 +25,7 @@ NUM_SCENES = 3 * BATCH_SIZE + 1  # to an epoch, which has three steps then
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "scenes"
-    prepare_scenes(SceneArguments(str(folder), image_size=48, num_scenes=8, num_false_captions=1))
+    write_scenes(str(folder), image_size=48, num_scenes=8, num_false_captions=1)
     return folder
 
 

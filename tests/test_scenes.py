@@ -14,6 +14,7 @@ from datasets import DatasetDict, load_from_disk
 from torch.utils.data import DataLoader
 
 from run_scripts.data.scene_grammar import KINDS, OPPOSITES, falsify, is_true, say
+from run_scripts.data.scene_splits import SPLIT_RULES, describe_scene, list_actions, make_world, write_scenes
 from run_scripts.data.scene_vocabulary import COLORS, NUMBERS, SIZES, list_subjects, plural
 from run_scripts.data.scenes import (
     MIN_RELATION_DISTANCE,
@@ -25,20 +26,13 @@ from run_scripts.data.scenes import (
     load_sprites,
 )
 from run_scripts.data.sprites import Cut, find_colored_region, name_color, recolor
-from run_scripts.prepare_scenes import (
-    SPLIT_RULES,
-    SceneArguments,
-    describe_scene,
-    list_actions,
-    make_world,
-    prepare_scenes,
-)
+from run_scripts.prepare_scenes import SceneArguments
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "scenes"
-    prepare_scenes(SceneArguments(str(folder), image_size=96, num_scenes=40, num_false_captions=25))
+    write_scenes(str(folder), image_size=96, num_scenes=40, num_false_captions=25)
     return folder
 
 
@@ -285,9 +279,9 @@ def test_masks_are_what_is_seen(splits):
 
 def test_bad_arguments_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
-        prepare_scenes(SceneArguments(str(folder)))
+        write_scenes(str(folder))
     with pytest.raises(ValueError, match="image_size"):
-        SceneArguments(str(tmp_path / "new"), image_size=20)
+        write_scenes(str(tmp_path / "new"), image_size=20)
     with pytest.raises(ValueError, match="num_scenes"):
         SceneArguments(str(tmp_path / "new"), num_scenes=0)
 
