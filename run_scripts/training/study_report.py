@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from run_scripts.data.files import format_markdown_table
 from run_scripts.evaluation.results import format_value
 from run_scripts.training.arguments import StudyArguments
 
@@ -36,7 +37,6 @@ def format_evaluation(finals: Results, title: str, columns: dict[str, str], refe
         columns: metrics by heading.
         reference: a variant; where it is given the table shows the differences from it, seed by seed.
     """
-    lines = [f"| variant | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
     rows, chances = [], {}
     for variant, results in finals.items():
         if variant == reference or not all(title in result["evaluations"] for result in results):
@@ -54,47 +54,51 @@ def format_evaluation(finals: Results, title: str, columns: dict[str, str], refe
             if reference is not None:
                 values = [value - other for value, other in zip(values, others[0], strict=True)]
             cells.append(format_spread(values, entry["unit"]))
-        rows.append(f"| {variant} | {' | '.join(cells)} |")
+        rows.append([variant, *cells])
     if chances and reference is None:
-        rows.append(f"| *chance* | {' | '.join(chances.get(heading, '') for heading in columns)} |")
-    return "\n".join(lines + rows)
+        rows.append(["*chance*", *(chances.get(heading, "") for heading in columns)])
+    return format_markdown_table(["variant", *columns], rows)
 
 
 def format_costs(finals: Results) -> str:
     """A Markdown table of parameters and time, each also as a ratio to the first variant's."""
-    lines = ["| variant | parameters | ratio | CPU seconds per step | ratio |", "|---" + "|---:" * 4 + "|"]
     costs = {
         variant: (results[0]["num_parameters"], statistics.median(r["cpu_seconds_per_step"] for r in results))
         for variant, results in finals.items()
     }
     first_parameters, first_seconds = next(iter(costs.values()))
-    for variant, (parameters, seconds) in costs.items():
-        ratios = (f"{parameters / first_parameters:.2f}", f"{seconds / first_seconds:.2f}")
-        lines.append(f"| {variant} | {parameters:,} | {ratios[0]} | {seconds:.3f} | {ratios[1]} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            variant,
+            *(f"{parameters:,}", f"{parameters / first_parameters:.2f}"),
+            *(f"{seconds:.3f}", f"{seconds / first_seconds:.2f}"),
+        ]
+        for variant, (parameters, seconds) in costs.items()
+    ]
+    return format_markdown_table(["variant", "parameters", "ratio", "CPU seconds per step", "ratio"], rows)
 
 
 def format_curves(finals: Results) -> str:
     """A Markdown table of the mean rsum on validation while training: flat curves end where they nearly were."""
     steps = [step for step, _ in next(iter(finals.values()))[0]["validation"]]
-    lines = [f"| variant | {' | '.join(f'step {step:,}' for step in steps)} |", "|---" + "|---:" * len(steps) + "|"]
+    rows = []
     for variant, results in finals.items():
         curves = zip(*([value for _, value in result["validation"]] for result in results), strict=True)
-        lines.append(f"| {variant} | {' | '.join(f'{statistics.mean(values):.1f}' for values in curves)} |")
-    return "\n".join(lines)
+        rows.append([variant, *(f"{statistics.mean(values):.1f}" for values in curves)])
+    return format_markdown_table(["variant", *(f"step {step:,}" for step in steps)], rows)
 
 
 def format_trials(trials: Results, variants: dict[str, dict]) -> str:
     """A Markdown table of all trials, the best of each variant in bold."""
-    lines = ["| variant | trial | rsum on validation |", "|---|---|---:|"]
+    rows = []
     for variant, results in trials.items():
         scores = [result["validation"][-1][1] for result in results]
         for result, value in zip(results, scores, strict=True):
             tried = dict(variants[variant]["trials"][result["trial"]])
             tried = {**tried.pop("model_config", {}), **tried}
             shown = f"**{value:.1f}**" if scores.index(max(scores)) == result["trial"] else f"{value:.1f}"
-            lines.append(f"| {variant} | {', '.join(f'{k} {v}' for k, v in tried.items())} | {shown} |")
-    return "\n".join(lines)
+            rows.append([variant, ", ".join(f"{k} {v}" for k, v in tried.items()), shown])
+    return format_markdown_table(["variant", "trial", "rsum on validation"], rows, num_left=2)
 
 
 def plot_study(finals: Results, evaluations: dict[str, dict], path: Path) -> None:
