@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset, load_dataset, load_from_disk
 from PIL import Image
 from sklearn.cluster import MiniBatchKMeans
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from modeling_fdt import FDTModel, FDTProcessor
+from modeling_fdt.processing_fdt import check_tokenizer
 
 from .command_line import reported_as
 from .open_clip import is_open_clip, load_open_clip_towers, open_clip_image_processor
@@ -20,9 +21,6 @@ from .weights import load_checked_model
 
 # SigLIP 2 at a fixed resolution is of type "siglip"; with images of any shape ("siglip2") its inputs differ.
 TWO_TOWER_TYPES = ("clip", "metaclip_2", "siglip")
-
-# Words that the captions of every pretrained text tower hold.
-_WORDS = ("photo", "of", "cat", "dog")
 
 
 def load_towers(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -65,41 +63,9 @@ def load_processor(name: str, model: FDTModel) -> FDTProcessor:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     processor = FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
     with reported_as(f"{name}: its towers cannot take what its processors give"), torch.no_grad():
-        inputs = processor(images=Image.new("RGB", (48, 64)), text=[" ".join(_WORDS)], return_tensors="pt")
+        inputs = processor(images=Image.new("RGB", (48, 64)), text=["photo of cat dog"], return_tensors="pt")
         model(**inputs, return_loss=False)
     return processor
-
-
-def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """
-    Refuses a tokenizer that does not belong to a text tower. Where vocabulary files are missing, transformers makes an
-    empty tokenizer without complaint, and every caption becomes the same.
-
-    Args:
-        name: the checkpoint, for the message.
-        tokenizer: that of the checkpoint.
-        vocab_size: number of the text tower's token embeddings.
-
-    Raises:
-        ValueError: an id has no embedding, padding has no id, or words have no ids of their own.
-    """
-    with reported_as(f"{name}: its tokenizer does not work"):
-        largest = max(tokenizer.get_vocab().values(), default=-1)
-        ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS}
-        unknown = [word for word in _WORDS if not ids[word] or tokenizer.unk_token_id in ids[word]]
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{name}: the tokenizer has ids up to {largest}, but the text tower's vocabulary ends at {vocab_size - 1}"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"{name}: the tokenizer must name a `pad_token`, got none")
-    if unknown:
-        raise ValueError(
-            f"{name}: the tokenizer does not know the words {unknown}; are its vocabulary files (tokenizer.json, or "
-            f"{', '.join(sorted(tokenizer.vocab_files_names.values()))}) missing?"
-        )
-    if all(len(ids[word]) >= len(word) for word in _WORDS):
-        raise ValueError(f"{name}: the tokenizer splits all words into letters; is its file of merges missing?")
 
 
 def load_pairs(dataset: str, split: str, columns: tuple[str, str], num_pairs: int, seed: int) -> Dataset:

@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
 
+from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, resample_heat_maps
+from .towers_fdt import get_context_length
+
+
+# Words that the captions of every pretrained text tower hold.
+_WORDS = ("photo", "of", "cat", "dog")
 
 
 class FDTProcessorKwargs(ProcessingKwargs, total=False):
@@ -41,6 +48,32 @@ class FDTProcessor(ProcessorMixin):
             # Also for transformers' pipelines, which call the tokenizer by itself, and for what is saved.
             tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision_model: str, text_model: str, config: FDTConfig) -> "FDTProcessor":
+        r"""
+        The image processor of one checkpoint and the tokenizer of another, or of the same, as a processor.
+
+        Args:
+            vision_model (`str`): a name on the Hub or a folder, with an image processor.
+            text_model (`str`): likewise, with a tokenizer.
+            config ([`FDTConfig`]):
+                That of the model, which [`FDTModel.from_vision_text_pretrained`] builds of the same two. Captions are
+                cut to its text tower's context.
+
+        Returns:
+            [`FDTProcessor`]
+
+        Raises:
+            ValueError: the tokenizer does not belong to the text tower: see [`check_tokenizer`].
+            OSError: a checkpoint has no image processor, or no tokenizer.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(text_model)
+        check_tokenizer(text_model, tokenizer, config.text_config.vocab_size)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, get_context_length(config.text_config))
+        # Some, as SigLIP's, name no mask by default; without it padding would count as tokens.
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        return cls(image_processor=AutoImageProcessor.from_pretrained(vision_model), tokenizer=tokenizer)
 
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs
@@ -257,6 +290,40 @@ class FDTProcessor(ProcessorMixin):
             word_of_token.append(len(words) - 1)
             last = word_id
         return [self.tokenizer.decode(tokens) for tokens in words], spans, word_of_token
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """
+    Refuse a tokenizer that does not belong to a text tower. Where vocabulary files are missing, transformers makes an
+    empty tokenizer without complaint, and every caption becomes the same.
+
+    Args:
+        name (`str`): the checkpoint, for the message.
+        tokenizer (`PreTrainedTokenizerBase`): that of the checkpoint.
+        vocab_size (`int`): number of the text tower's token embeddings.
+
+    Raises:
+        ValueError: an id has no embedding, padding has no id, or words have no ids of their own.
+    """
+    try:
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS}
+    except Exception as error:  # tokenizers' own are of many types
+        raise ValueError(f"{name}: its tokenizer does not work: {error}") from error
+    unknown = [word for word in _WORDS if not ids[word] or tokenizer.unk_token_id in ids[word]]
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has ids up to {largest}, but the text tower's vocabulary ends at {vocab_size - 1}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"{name}: the tokenizer must name a `pad_token`, got none")
+    if unknown:
+        raise ValueError(
+            f"{name}: the tokenizer does not know the words {unknown}; are its vocabulary files (tokenizer.json, or "
+            f"{', '.join(sorted(tokenizer.vocab_files_names.values()))}) missing?"
+        )
+    if all(len(ids[word]) >= len(word) for word in _WORDS):
+        raise ValueError(f"{name}: the tokenizer splits all words into letters; is its file of merges missing?")
 
 
 def _measure_crop_box(image_processor: Any, image_size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -13,9 +13,15 @@ LORA_TARGET_MODULES = ["q_proj", "v_proj"]  # of CLIP's and SigLIP's attention
 
 @dataclass
 class ModelArguments:
-    """What to train: a checkpoint, or a new model by its configuration."""
+    """What to train: a checkpoint, a new model on two pretrained towers, or one that is new as a whole."""
 
     model: str | None = field(default=None, metadata={"help": "Checkpoint with its processor."})
+    vision_model: str | None = field(
+        default=None, metadata={"help": "Checkpoint whose image tower and image processor a new FDT model takes."}
+    )
+    text_model: str | None = field(
+        default=None, metadata={"help": "Likewise text tower and tokenizer; of CLIP, SigLIP: the same checkpoint."}
+    )
     model_config: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of FDTConfig, for a new model; with model_type clip, a CLIP's two towers."},
@@ -27,12 +33,21 @@ class ModelArguments:
     def __post_init__(self):
         self.model_config = parse_json("model_config", self.model_config)
         self.image_processor_config = parse_json("image_processor_config", self.image_processor_config)
-        if (self.model is None) == (self.model_config is None):
+        if (self.vision_model is None) != (self.text_model is None):
             raise ValueError(
-                f"give either model or model_config, got model={self.model!r} and model_config={self.model_config!r}"
+                "vision_model and text_model go together, got "
+                f"vision_model={self.vision_model!r} and text_model={self.text_model!r}"
             )
-        if self.model is not None and self.image_processor_config is not None:
+        if (self.model is None) == (self.model_config is None and self.vision_model is None):
+            raise ValueError(
+                "give either model, vision_model and text_model, or model_config, got "
+                f"model={self.model!r}, vision_model={self.vision_model!r} and model_config={self.model_config!r}"
+            )
+        if self.image_processor_config is not None and (self.model is not None or self.vision_model is not None):
             raise ValueError("image_processor_config is for new models; a checkpoint brings its own image processor")
+        of_towers = [n for n in self.model_config or {} if n == "model_type" or n.startswith(("vision_", "text_"))]
+        if self.vision_model is not None and of_towers:
+            raise ValueError(f"model_config beside vision_model must leave the towers as they are, got {of_towers}")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate.data_loader import IterableDatasetShard
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -88,6 +89,8 @@ def build_model(arguments: ModelArguments) -> tuple[PreTrainedModel, ProcessorMi
             raise ValueError(f"model={name!r} is of model_type {model_type!r}, not {[*MODEL_CLASSES]}")
         model = MODEL_CLASSES[model_type].from_pretrained(name, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(name)
+    if arguments.vision_model is not None:
+        return _join_towers(arguments.vision_model, arguments.text_model, arguments.model_config or {})
     fields = dict(arguments.model_config)
     model_type = fields.pop("model_type", "fdt")
     if model_type not in MODEL_CLASSES:
@@ -104,6 +107,22 @@ def build_model(arguments: ModelArguments) -> tuple[PreTrainedModel, ProcessorMi
         )
     tokenizer = FDTTokenizer(model_max_length=get_context_length(model.config.text_config))
     return model, FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _join_towers(vision_model: str, text_model: str, fields: dict) -> tuple[FDTModel, FDTProcessor]:
+    """A new FDT model on two pretrained towers, and the processor that fits it."""
+    model = FDTModel.from_vision_text_pretrained(vision_model, text_model, **fields)
+    processor = FDTProcessor.from_vision_text_pretrained(vision_model, text_model, model.config)
+    inputs = processor(images=Image.new("RGB", (48, 64)), text=["a photo"], return_tensors="pt")
+    try:
+        with torch.no_grad():
+            model(**inputs, return_loss=False)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"vision_model={vision_model!r}, text_model={text_model!r}: the towers cannot take what their processors "
+            f"give: {error}"
+        ) from error
+    return model, processor
 
 
 def check_pretraining(data_arguments: DataArguments, training_arguments: FDTTrainingArguments) -> None:
