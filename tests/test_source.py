@@ -95,11 +95,19 @@ def test_every_source_gives_the_same_rows(kind, streaming, tmp_path):
     [
         ({"caption_column": "words"}, "caption_column='words' is no column of the data set; it has"),
         ({"split": "test"}, "split"),
+        ({"caption_column": "image"}, "image_column and caption_column must differ, got 'image' for both"),
     ],
 )
 def test_wrong_names_are_told_with_what_there_is(kind, names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_rows(SOURCES[kind](tmp_path / kind), **names)
+
+
+def test_only_columns_that_have_a_flag_are_to_be_given(tmp_path):
+    arguments = PairArguments(dataset=write_saved(tmp_path / "saved"), split="train", caption_column="text")
+    for argument, end in (("label_column", "; give --label_column$"), ("concepts", r"\]$")):
+        with pytest.raises(ValueError, match=f"{argument}='none' is no column of the data set; it has .*{end}"):
+            open_source(arguments, **{argument: "none"})
 
 
 def test_columns_of_the_two_names_that_are_not_meant_make_room(tmp_path):

@@ -76,6 +76,8 @@ def open_source(
         ValueError: there is no such source, split or column, or a column holds something else than it should.
     """
     roles = {"image_column": arguments.image_column, "caption_column": getattr(arguments, "caption_column", None)}
+    if roles["image_column"] == roles["caption_column"]:
+        raise ValueError(f"image_column and caption_column must differ, got {arguments.image_column!r} for both")
     split, streaming = arguments.split if split is None else split, getattr(arguments, "streaming", False)
     if is_tar_pattern(arguments.dataset):
         dataset = _open_tar_shards(arguments, split, {**roles, **columns}, streaming)
@@ -140,9 +142,8 @@ def check_columns(dataset: Dataset | IterableDataset, **columns: str | None) -> 
 def _check_names(names: Collection[str], columns: dict[str, str | None]) -> None:
     for argument, name in columns.items():
         if name is not None and name not in names:
-            raise ValueError(
-                f"{argument}={name!r} is no column of the data set; it has {sorted(names)}; give --{argument}"
-            )
+            hint = f"; give --{argument}" if argument.endswith("_column") else ""  # some names are no choice
+            raise ValueError(f"{argument}={name!r} is no column of the data set; it has {sorted(names)}{hint}")
 
 
 def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> None:
