@@ -329,7 +329,7 @@ def test_labels_are_checked():
         (["--label_column", "one"], "has 1 class; classification needs at least 2"),
         (["--label_column", "missing"], "label_column='missing' is no column"),
         (["--label_column", "category", "--metric", "top_5"], "metric='top_5' was not measured"),
-        (["--label_column", "category", "--image_column", "size"], "'size' must hold pictures"),
+        (["--label_column", "category", "--image_column", "size"], "'size' must hold images"),
     ],
 )
 def test_zero_shot_refusals(flags, message, model, processor, tmp_path):

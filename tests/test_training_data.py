@@ -469,7 +469,7 @@ def one_row(tmp_path_factory) -> str:
         ({"config_name": "main"}, "was written by save_to_disk"),
         ({"caption_column": "text"}, "caption_column='text' is no column"),
         ({"streaming": True, "image_column": "picture"}, "image_column='picture' is no column"),
-        ({"image_column": "number"}, "must hold pictures, their bytes or paths, it holds"),
+        ({"image_column": "number"}, "must hold images, their bytes or paths, it holds"),
         ({"distinct_column": "concept"}, "distinct_column='concept' is no column"),
         ({"dataset": "0.tar", "distinct_column": "group"}, "needs rows to choose from, not a stream"),
         ({"dataset": "0.tar", "image_column": "jpg"}, "image_column must be 'image' with tar shards"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""How pictures are varied in training: a crop for each picture by PIL, everything after it for the batch by kornia."""
+"""How images are varied in training: a crop for each image by PIL, everything after it for the batch by kornia."""
 
 import kornia.augmentation
 import numpy as np
@@ -79,11 +79,11 @@ class Augmentation:
 
 
 class RandomResizedCrop:
-    """A part of the picture of random area and shape, resized with PIL's antialiased bilinear filter.
+    """A part of the image of random area and shape, resized with PIL's antialiased bilinear filter.
 
     Args:
         size: height and width of the result, in pixels.
-        scale: smallest and largest share of the picture's area.
+        scale: smallest and largest share of the image's area.
         ratio: smallest and largest width divided by height, drawn evenly on a logarithmic scale.
     """
 

@@ -85,14 +85,14 @@ class EndlessSampler(Sampler[int]):
 
 
 class ContrastiveCollator:
-    """Turns rows into model inputs: one caption for each picture, pictures augmented as one batch.
+    """Turns rows into model inputs: one caption for each image, images augmented as one batch.
 
     What is drawn comes from the generators of `random` and torch, which [`FDTTrainer`] seeds for every batch.
 
     Args:
-        processor: gives the pictures' size, mean and standard deviation, and tokenises.
+        processor: gives the images' size, mean and standard deviation, and tokenises.
         image_column, caption_column: names in the rows.
-        augmentation: the steps of [`Augmentation`]. Without it the pictures are processed as in evaluation.
+        augmentation: the steps of [`Augmentation`]. Without it the images are processed as in evaluation.
         augment_on_device: leave all but the cut to the trainer: `pixel_values` are then the arguments of
             [`Augmentation.vary`], images as bytes and a seed.
 

@@ -35,7 +35,7 @@ def open_dataset(
 
     Args:
         source: a folder written by `save_to_disk`, or whatever `datasets.load_dataset` takes: a name on the Hub, a
-            folder of pictures, a folder of parquet files.
+            folder of images, a folder of parquet files.
         split: name of the split.
         config_name: which configuration of a data set on the Hub.
         streaming: whether to read rows as they are asked for, which gives an `IterableDataset`.
@@ -156,11 +156,11 @@ def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> N
 
 
 class DatasetShards:
-    """The shards of a streamed split of `datasets`; pictures are left undecoded.
+    """The shards of a streamed split of `datasets`; images are left undecoded.
 
     Args:
         dataset: the split.
-        image_column: its column of pictures.
+        image_column: its column of images.
     """
 
     def __init__(self, dataset: IterableDataset, image_column: str):
@@ -179,10 +179,10 @@ class DatasetShards:
 
 
 def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset | IterableDataset:
-    """The same rows, with pictures as bytes or paths.
+    """The same rows, with images as bytes or paths.
 
     Raises:
-        ValueError: the column cannot hold pictures.
+        ValueError: the column cannot hold images.
     """
     if dataset.features is None:  # some streams of text files: paths, which are decoded as they are
         return dataset
@@ -190,7 +190,7 @@ def leave_undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Da
     is_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if is_file or isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("string", "binary"):
         return dataset.cast_column(image_column, datasets.Image(decode=False))
-    raise ValueError(f"image_column={image_column!r} must hold pictures, their bytes or paths, it holds {feature}")
+    raise ValueError(f"image_column={image_column!r} must hold images, their bytes or paths, it holds {feature}")
 
 
 def split_rows(columns: dict[str, list]) -> Iterator[dict[str, Any]]:

@@ -55,7 +55,7 @@ def count_codes(parts: Iterable[Features]) -> CodeCounts:
         effective.append(count_effective(weights))
         kept.append(csr_array(part.code_weights.float().numpy()))
     if not active:
-        raise ValueError("nothing to embed: there is no picture or caption")
+        raise ValueError("nothing to embed: there is no image or caption")
     return CodeCounts(vstack(kept, format="csr"), mass, firing, torch.cat(active), torch.cat(effective))
 
 

@@ -86,10 +86,10 @@ def read_sugarcrepe(folder: str, image_folder: str) -> Dataset:
     Args:
         folder: holds replace_obj.json, swap_att.json, ...; each maps numbers to objects with `filename`, `caption`
             and `negative_caption`.
-        image_folder: the pictures of COCO val2017.
+        image_folder: the images of COCO val2017.
 
     Raises:
-        ValueError: there is no such file, or a picture that it names is missing.
+        ValueError: there is no such file, or an image that it names is missing.
     """
     rows = []
     for path in sorted(Path(folder).glob("*.json")):

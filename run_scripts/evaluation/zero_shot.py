@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""Zero-shot classification: the class whose prompts lie nearest to the picture."""
+"""Zero-shot classification: the class whose prompts lie nearest to the image."""
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -35,7 +35,7 @@ def classification_metrics(scores: torch.Tensor, targets: torch.Tensor) -> dict[
 
 
 def evaluate_zero_shot(model: PreTrainedModel, processor: ProcessorMixin, arguments: ZeroShotArguments) -> Evaluation:
-    """Classify the pictures of a split by prompts; for a model with codes also by the codes' weights alone."""
+    """Classify the images of a split by prompts; for a model with codes also by the codes' weights alone."""
     dataset = open_source(arguments, label_column=arguments.label_column)
     names, targets = read_classes(dataset, arguments.label_column, arguments.class_names)
     templates = load_templates(arguments.templates)

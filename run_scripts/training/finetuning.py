@@ -106,7 +106,7 @@ def check_every_caption(dataset: Dataset, column: str) -> None:
 
 
 class ClassificationCollator(ContrastiveCollator):
-    """Turns rows into `pixel_values` and `labels`; pictures are augmented as a [`ContrastiveCollator`] does it."""
+    """Turns rows into `pixel_values` and `labels`; images are augmented as a [`ContrastiveCollator`] does it."""
 
     def __init__(self, processor: FDTProcessor, image_column: str, label_column: str, augmentation: dict | None):
         super().__init__(processor, image_column, "", augmentation)
@@ -123,7 +123,7 @@ class ClassificationCollator(ContrastiveCollator):
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of pictures whose highest logit is that of their class."""
+    """Share of images whose highest logit is that of their class."""
     logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
     return {"accuracy": recall_at(logits, F.one_hot(labels, logits.shape[1]).bool(), k=1)}
 
@@ -302,7 +302,7 @@ def build_trainer(
     batch_size = training_arguments.train_batch_size * training_arguments.world_size
     if training_arguments.dataloader_drop_last and len(splits[0]) < batch_size:
         raise ValueError(
-            f"a global batch of {batch_size} needs as many pictures to train on, got {len(splits[0])}; "
+            f"a global batch of {batch_size} needs as many images to train on, got {len(splits[0])}; "
             "lower per_device_train_batch_size"
         )
     prepare = prepare_classification if is_classifier else prepare_contrastive
