@@ -198,7 +198,7 @@ def compare_grounding(shape: Shape, arguments: BenchmarkArguments) -> dict:
 def make_training_step(model: torch.nn.Module, inputs: dict, dtype: str | None) -> Callable[[], None]:
     """One step of AdamW on one batch, in autocast where `dtype` is given."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    device = inputs["pixel_values"].device.type
+    device = next(model.parameters()).device.type
 
     def step() -> None:
         optimizer.zero_grad()
