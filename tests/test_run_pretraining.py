@@ -368,8 +368,8 @@ def test_flags_and_json_give_the_same_arguments(tmp_path):
     "changes, message",
     [
         ({"learning_rat": 0.1}, "learning_rat"),
-        ({"model": "somewhere"}, "either model or model_config"),
-        ({"model_config": None}, "either model or model_config"),
+        ({"model": "somewhere"}, "give either model, vision_model"),
+        ({"model_config": None}, "give either model, vision_model"),
         ({"model_config": {"codebook_sise": 8}}, "codebook_sise"),
         ({"model_config": "{broken"}, "model_config must be a JSON object"),
         ({"augmentation": []}, "augmentation must be a JSON object"),
