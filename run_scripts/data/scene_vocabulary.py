@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from run_scripts.data.drawings import concept_id
+from run_scripts.data.code_points import concept_id
 
 
 # A name must be true of its own drawings alone: a list with "bird" and "owl" would make false captions true.
