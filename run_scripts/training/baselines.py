@@ -74,7 +74,7 @@ class ControlConfig(PreTrainedConfig):
     """
 
     model_type = "fdt_control"
-    sub_configs_defaults = FDTConfig.sub_configs_defaults
+    sub_configs = FDTConfig.sub_configs
     attribute_map = {"codebook_dim": "projection_dim"}  # the name by which FDTGrounding reads it
 
     vision_config: dict | PreTrainedConfig | None = None
