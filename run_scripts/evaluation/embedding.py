@@ -1,10 +1,10 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Embed images and captions with a trained model, batch by batch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -54,6 +54,13 @@ def load_model(name_or_path: str, device: str | torch.device | None = None) -> t
     except OSError as error:
         raise ValueError(f"model={name_or_path!r} cannot be loaded: {error}") from error
     return model.eval().to(device), processor
+
+
+def hash_tensors(digest: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add names, types, shapes and contents of tensors, in the order of their names, to a hash of `hashlib`."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def embed_images(

@@ -24,12 +24,11 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import scipy.sparse
-import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.files import hash_file
-from run_scripts.evaluation.embedding import Features
+from run_scripts.evaluation.embedding import Features, hash_tensors
 
 
 DATABASE, LOCK, SEARCH_FILES = "images.sqlite3", "lock", "search_files"
@@ -92,9 +91,7 @@ def hash_model(model: PreTrainedModel, processor: ProcessorMixin) -> str:
         names = part.keys() - {"_name_or_path", "architectures", "auto_map", "transformers_version"}
         facts = {name: part[name] for name in names}
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    hash_tensors(digest, model.state_dict())
     return digest.hexdigest()
 
 

@@ -36,6 +36,7 @@ from run_scripts.data.captions import cut_caption
 from run_scripts.data.decoding import ImageError, read_image_file
 from run_scripts.data.pairs import BrokenPair, DataCounts, PairDataset, make_pair
 from run_scripts.data.source import split_rows
+from run_scripts.evaluation.embedding import hash_tensors
 from run_scripts.training.reproducible import describe_config
 
 
@@ -137,11 +138,9 @@ def _read_bytes(image: dict[str, Any] | None) -> bytes | None:
 
 def _hash_tower(tower: PreTrainedModel) -> str:
     digest = hashlib.blake2b(_hash_json(describe_config(tower.config)).encode(), digest_size=16)
-    for name, tensor in sorted(tower.state_dict().items()):
-        # What no feature depends on may have been lacking in the checkpoint, and is then new in every run.
-        if not is_unused_parameter(tower.config, name):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    # What no feature depends on may have been lacking in the checkpoint, and is then new in every run.
+    weights = tower.state_dict().items()
+    hash_tensors(digest, {name: value for name, value in weights if not is_unused_parameter(tower.config, name)})
     return digest.hexdigest()
 
 
