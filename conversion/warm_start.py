@@ -12,7 +12,7 @@ from sklearn.cluster import MiniBatchKMeans
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from modeling_fdt import FDTModel, FDTProcessor
-from modeling_fdt.processing_fdt import check_tokenizer
+from modeling_fdt.processing_fdt import fit_tokenizer
 
 from .command_line import reported_as
 from .open_clip import is_open_clip, load_open_clip_towers, open_clip_image_processor
@@ -57,10 +57,7 @@ def load_processor(name: str, model: FDTModel) -> FDTProcessor:
             image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     with reported_as(f"{name}: no tokenizer that transformers can load"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    check_tokenizer(name, tokenizer, model.config.text_config.vocab_size)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
-    # Some, as SigLIP's, name no mask by default; without it padding would count as tokens.
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    fit_tokenizer(name, tokenizer, model.config.text_config)
     processor = FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
     with reported_as(f"{name}: its towers cannot take what its processors give"), torch.no_grad():
         inputs = processor(images=Image.new("RGB", (48, 64)), text=["photo of cat dog"], return_tensors="pt")

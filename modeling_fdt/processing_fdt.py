@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
@@ -65,14 +65,11 @@ class FDTProcessor(ProcessorMixin):
             [`FDTProcessor`]
 
         Raises:
-            ValueError: the tokenizer does not belong to the text tower: see [`check_tokenizer`].
+            ValueError: the tokenizer does not belong to the text tower: see [`fit_tokenizer`].
             OSError: a checkpoint has no image processor, or no tokenizer.
         """
         tokenizer = AutoTokenizer.from_pretrained(text_model)
-        check_tokenizer(text_model, tokenizer, config.text_config.vocab_size)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, get_context_length(config.text_config))
-        # Some, as SigLIP's, name no mask by default; without it padding would count as tokens.
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        fit_tokenizer(text_model, tokenizer, config.text_config)
         return cls(image_processor=AutoImageProcessor.from_pretrained(vision_model), tokenizer=tokenizer)
 
     def __call__(
@@ -290,6 +287,24 @@ class FDTProcessor(ProcessorMixin):
             word_of_token.append(len(words) - 1)
             last = word_id
         return [self.tokenizer.decode(tokens) for tokens in words], spans, word_of_token
+
+
+def fit_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, text_config: PreTrainedConfig) -> None:
+    """
+    Make a checkpoint's tokenizer give what its text tower reads: at most its context, and always a mask.
+
+    Args:
+        name (`str`): the checkpoint, for the message.
+        tokenizer (`PreTrainedTokenizerBase`): that of the checkpoint, which is changed.
+        text_config (`PreTrainedConfig`): that of the text tower.
+
+    Raises:
+        ValueError: the tokenizer does not belong to the text tower: see [`check_tokenizer`].
+    """
+    check_tokenizer(name, tokenizer, text_config.vocab_size)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, get_context_length(text_config))
+    # Some, as SigLIP's, name no mask by default; without it padding would count as tokens.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
