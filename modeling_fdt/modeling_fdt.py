@@ -339,8 +339,15 @@ class _ImageGrounding:
 
 def put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
     """
-    What a text tower is given, with the tokens of every caption first, in their order: towers count positions from
-    the left, wherever a tokenizer puts the padding. And the place where each token has gone.
+    The tokens of every caption first, in their order: towers count positions from the left, wherever a tokenizer puts
+    the padding.
+
+    Args:
+        inputs (`dict`): what a text tower is given; tensors of shape `(batch_size, sequence_length, ...)` are moved.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for tokens, 0 for padding.
+
+    Returns:
+        The inputs so, and of shape `(batch_size, sequence_length)` the place where each token has gone.
     """
     is_token = attention_mask != 0
     after_tokens = is_token.sum(dim=1, keepdim=True) + (~is_token).cumsum(dim=1)

@@ -91,11 +91,7 @@ def build_record(
         "command": command,
         "arguments": asdict(arguments),
         "commit": find_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "fdt-transformers": modeling_fdt.__version__,
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": list_versions(),
         "device": device,
         "charts": [asdict(chart) for chart in evaluation.charts],
     }
@@ -114,6 +110,15 @@ def hash_weights(name_or_path: str) -> str:
     if not hashes:
         raise ValueError(f"model={name_or_path!r} has no safetensors file")
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def list_versions() -> dict[str, str]:
+    """The releases of all that takes part in a result, by name."""
+    return {
+        "python": platform.python_version(),
+        "fdt-transformers": modeling_fdt.__version__,
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
 
 
 def find_commit() -> str | None:

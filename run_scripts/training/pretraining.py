@@ -39,11 +39,11 @@ from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compu
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"fdt": FDTModel, "clip": CLIPModel, "fdt_control": ControlModel}
-BUILDERS = {
-    "fdt": lambda **fields: FDTModel(FDTConfig(**fields)),
-    "clip": build_clip,
-    "fdt_control": lambda **fields: ControlModel(ControlConfig(**fields)),
+# By model_type: the class, and what makes a new one of the fields of its configuration.
+MODELS = {
+    "fdt": (FDTModel, lambda **fields: FDTModel(FDTConfig(**fields))),
+    "clip": (CLIPModel, build_clip),
+    "fdt_control": (ControlModel, lambda **fields: ControlModel(ControlConfig(**fields))),
 }
 
 
@@ -85,17 +85,17 @@ def build_model(arguments: ModelArguments) -> tuple[PreTrainedModel, ProcessorMi
     if arguments.model is not None:
         name = arguments.model
         model_type = AutoConfig.from_pretrained(name).model_type
-        if model_type not in MODEL_CLASSES:
-            raise ValueError(f"model={name!r} is of model_type {model_type!r}, not {[*MODEL_CLASSES]}")
-        model = MODEL_CLASSES[model_type].from_pretrained(name, dtype=torch.float32)
+        if model_type not in MODELS:
+            raise ValueError(f"model={name!r} is of model_type {model_type!r}, not {[*MODELS]}")
+        model = MODELS[model_type][0].from_pretrained(name, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(name)
     if arguments.vision_model is not None:
         return _join_towers(arguments.vision_model, arguments.text_model, arguments.model_config or {})
     fields = dict(arguments.model_config)
     model_type = fields.pop("model_type", "fdt")
-    if model_type not in MODEL_CLASSES:
-        raise ValueError(f"model_config has model_type {model_type!r}, it must be one of {[*MODEL_CLASSES]}")
-    model = BUILDERS[model_type](**fields)
+    if model_type not in MODELS:
+        raise ValueError(f"model_config has model_type {model_type!r}, it must be one of {[*MODELS]}")
+    model = MODELS[model_type][1](**fields)
     try:
         image_processor = FDTImageProcessor(**(arguments.image_processor_config or {}))
     except TypeError as error:

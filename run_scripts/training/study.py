@@ -6,10 +6,8 @@ Each run is a folder in `output_dir/runs` with its model and `result.json`; wher
 not made again.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from transformers import TrainerCallback
 from run_scripts.arguments import build_arguments, find_config, merge, read_config
 from run_scripts.evaluation.arguments import TASKS, EvaluationArguments
 from run_scripts.evaluation.embedding import load_model
-from run_scripts.evaluation.results import PACKAGES, find_commit, hash_weights
+from run_scripts.evaluation.results import find_commit, hash_weights, list_versions
 from run_scripts.evaluation.tasks import EVALUATIONS
 from run_scripts.training.arguments import PRETRAINING, StudyArguments, slug
 from run_scripts.training.pretraining import train
@@ -50,6 +48,11 @@ class Run:
         return f"{slug(self.variant)}-trial{self.trial}-seed{self.seed}"
 
 
+def read_shared_config(arguments: StudyArguments) -> dict[str, Any]:
+    """The config of `run_pretraining` that all variants change."""
+    return merge(read_config(find_config(arguments.config)), arguments.changes)
+
+
 def build_run_config(arguments: StudyArguments, run: Run) -> dict[str, Any]:
     """The config of `run_pretraining` that a run is.
 
@@ -57,7 +60,7 @@ def build_run_config(arguments: StudyArguments, run: Run) -> dict[str, Any]:
         ValueError: a variant or a trial changes what the study itself sets, or there is no split to judge it on.
     """
     variant = arguments.variants[run.variant]
-    config = merge(read_config(find_config(arguments.config)), arguments.changes)
+    config = read_shared_config(arguments)
     for changes in (variant["changes"], variant["trials"][run.trial]):
         own = sorted({"seed", "max_steps", "output_dir"} & set(changes))
         if own:
@@ -129,10 +132,7 @@ def run_once(arguments: StudyArguments, run: Run, command: str) -> dict[str, Any
         "config": config,
         "command": command,
         "commit": find_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": list_versions(),
         "num_threads": torch.get_num_threads(),
     }
     # Written beside and renamed, so that a run that is stopped leaves nothing that looks finished.
@@ -145,8 +145,7 @@ def run_once(arguments: StudyArguments, run: Run, command: str) -> dict[str, Any
 
 def build_task_arguments(arguments: StudyArguments, evaluation: dict[str, Any], model: str) -> EvaluationArguments:
     """The arguments of an evaluation of a model, on the data of the config where it names no other."""
-    config = merge(read_config(find_config(arguments.config)), arguments.changes)
-    defaults = {"model": model, "dataset": config["dataset"], **evaluation["arguments"]}
+    defaults = {"model": model, "dataset": read_shared_config(arguments)["dataset"], **evaluation["arguments"]}
     return build_arguments([TASKS[evaluation["task"]]], defaults)[0]
 
 

@@ -37,6 +37,14 @@ PROGRESS_NAME = "progress.pt"
 # Of models whose configuration has no `logit_scale_max`: CLIP was trained with factors up to 100.
 CLIP_LOGIT_SCALE_MAX = math.log(100)
 
+# What arguments must be of a model that has no codes.
+_DEFAULTS_WITHOUT_CODES = {
+    "temperature_decay": None,
+    "target_active_codes": None,
+    "reseed_dead_codes": False,
+    "usage_entropy_weight": 0,
+}
+
 
 @dataclass
 class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
@@ -100,9 +108,7 @@ class FDTTrainer(ReproducibleTrainer):
             self.add_callback(self._target_active_codes)
 
     def _check_arguments(self) -> None:
-        defaults = {"temperature_decay": None, "target_active_codes": None}
-        defaults |= {"reseed_dead_codes": False, "usage_entropy_weight": 0}
-        for name, default in defaults.items():
+        for name, default in _DEFAULTS_WITHOUT_CODES.items():
             value = getattr(self.args, name)
             if value != default and not hasattr(self.model.config, "codebook_size"):
                 raise ValueError(f"{name}={value} is for models with codes, got a {type(self.model).__name__}")
