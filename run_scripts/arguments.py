@@ -164,6 +164,10 @@ def run_command(
         if sys.flags.dev_mode:
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
+    # Trainer leaves the group of processes open, and at exit gloo's threads then abort a process now and then.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def parse_arguments(

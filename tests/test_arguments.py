@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch.distributed as dist
 
 import run_scripts
 from run_scripts.arguments import merge, parse_arguments, resolve_config, run_command
@@ -93,6 +94,12 @@ def test_refusals_are_one_line(argv, status, message, capsys):
     said = capsys.readouterr().err if status == 2 else stopped.value.code
     assert said.startswith("error: ") and message in said and "\n" not in said.rstrip()
     assert stopped.value.code == 2 or status == 1  # a text is printed to stderr, with status 1
+
+
+def test_a_command_ends_its_group_of_processes(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    run_command(print, Size, argv=["--width", "1"])
+    assert not dist.is_initialized()
 
 
 def test_the_record_of_a_run_is_a_config_that_runs_it_again(tmp_path):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from transformers import DefaultFlowCallback, TrainerCallback
 
 from run_scripts.arguments import parse_arguments
@@ -133,6 +134,8 @@ def main(config: str, step: int) -> None:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         rank = trainer.args.process_index
         Path(config).with_name(f"rank_{rank}.json").write_text(json.dumps({"made": made, "losses": losses}))
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def start(command: list[str], config: Path, step: int) -> subprocess.CompletedProcess:
