@@ -1,4 +1,4 @@
-"""The gallery in headless Chromium: search, pictures, heat maps, keyboard, phone width, dark mode, no error.
+"""The gallery in headless Chromium: search, images, heat maps, keyboard, phone width, dark mode, no error.
 
 Debian's packages chromium and chromium-driver; without them these tests are skipped.
 """
@@ -81,7 +81,7 @@ def titles(browser) -> list[str]:
     return [title.get_attribute("textContent") for title in browser.find_elements(By.CSS_SELECTOR, "#results .title")]
 
 
-def test_pictures_load_and_heat_maps_are_drawn(browser, gallery):
+def test_images_load_and_heat_maps_are_drawn(browser, gallery):
     for page in [*PAGES, *code_pages(gallery)]:
         open_page(browser, gallery, page)
         loaded = browser.execute_script(
@@ -106,7 +106,7 @@ def test_a_heat_map_covers_what_the_model_saw(browser, gallery):
     assert canvas["x"] == pytest.approx(image["x"] + image["width"] / 4, rel=0.02)
 
 
-def test_search_of_pictures(browser, gallery):
+def test_search_of_images(browser, gallery):
     open_page(browser, gallery, "images.html")
     everything = titles(browser)
     assert set(HOSTILE) <= set(everything)
@@ -131,7 +131,7 @@ def test_search_of_codes_sorts_and_filters(browser, gallery):
     assert any(int(title.split()[0]) == last for title in titles(browser))
 
 
-def test_by_keyboard_from_the_overview_to_a_code_to_a_picture(browser, gallery):
+def test_by_keyboard_from_the_overview_to_a_code_to_an_image(browser, gallery):
     open_page(browser, gallery, "index.html")
 
     def active():

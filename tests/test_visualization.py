@@ -167,8 +167,8 @@ def test_marked_words_and_their_pieces():
 
 
 def test_thumbnails_are_upright_small_and_on_white(tmp_path):
-    picture = Image.new("RGBA", (400, 200), (255, 0, 0, 0))
-    assert records.save_thumbnail(picture, tmp_path / "1.webp", 100) == (100, 50)
+    image = Image.new("RGBA", (400, 200), (255, 0, 0, 0))
+    assert records.save_thumbnail(image, tmp_path / "1.webp", 100) == (100, 50)
     saved = Image.open(tmp_path / "1.webp").convert("RGB")
     assert saved.size == (100, 50) and min(saved.getpixel((50, 25))) > 250
 
@@ -187,7 +187,7 @@ def test_counts_of_charts():
     assert [gallery.percent(share) for share in (0, 0.0005, 0.012, 0.5)] == ["0%", "< 0.1%", "1.2%", "50%"]
 
 
-# Below: one run of the script on made-up pictures with hostile captions.
+# Below: one run of the script on made-up images with hostile captions.
 
 
 def build_gallery(folder: Path, tokenizer) -> VisualizationArguments:
@@ -313,7 +313,7 @@ def test_pages_tell_what_the_model_says(run):
         assert np.abs(np.array(mine) - [records.LEVELS.index(sign) for sign in levels]).max() <= 1
 
 
-def test_a_heat_map_lies_on_the_crop_of_a_picture_that_is_not_square(run):
+def test_a_heat_map_lies_on_the_crop_of_an_image_that_is_not_square(run):
     page = Page(Path(run.output_dir) / "image" / "1.html")  # 60 x 30 pixels: the central half is seen
     maps = next(attributes for _, attributes in page.tags if attributes.get("class") == "maps")
     assert maps["style"] == "--w:60;--h:30;--x:25%;--y:0%;--bw:50%;--bh:100%"
@@ -389,7 +389,7 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(run, tmp_path, caplog):
         pyarrow.parquet.read_table(Path(folder) / "codes.parquet").to_pylist()
         for folder in (arguments.output_dir, run.output_dir)
     )
-    # The same pictures and captions, under their numbers among all rows.
+    # The same images and captions, under their numbers among all rows.
     numbers = [2, 3, 4, *range(11, 28)]
     for row, whole in zip(rows, expected, strict=True):
         assert row["top_captions"] == whole["top_captions"] and row["num_images"] == whole["num_images"]

@@ -5,7 +5,7 @@
     python -m run_scripts.benchmarks.benchmark_gallery --num_streamed 1000000
 
 The first command streams rows into the statistics, as the forward pass would, and then times what follows it: the
-summaries, the pages, the table and the figures. Pictures are noise with the spectrum of photographs, so thumbnails
+summaries, the pages, the table and the figures. Images are noise with the spectrum of photographs, so thumbnails
 have the size that photographs' have. The second only streams, and tells the memory that it took.
 """
 
@@ -25,10 +25,10 @@ from run_scripts.visualization.coherence import Label
 from run_scripts.visualization.collection import SAMPLE_SIZE, Collected, finish
 from run_scripts.visualization.gallery import GalleryText
 from run_scripts.visualization.records import (
-    NUM_PICTURE_CODES,
+    NUM_IMAGE_CODES,
     Caption,
+    ImageRecord,
     MarkedWords,
-    Picture,
     encode_heat_maps,
     save_thumbnail,
 )
@@ -44,7 +44,7 @@ VOCABULARY = [
 @dataclass
 class GalleryBenchmarkArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Write a gallery there; new or empty."})
-    num_images: int = field(default=3000, metadata={"help": "Pictures of the gallery."})
+    num_images: int = field(default=3000, metadata={"help": "Images of the gallery."})
     num_streamed: int | None = field(default=None, metadata={"help": "Only stream so many rows, and tell the memory."})
     num_codes: int = field(default=1024, metadata={"help": "Size of the codebook."})
 
@@ -70,17 +70,18 @@ class SyntheticRows:
     def words(self) -> list[str]:
         return self.generator.choice(VOCABULARY, 12).tolist()
 
-    def picture(self, row: int) -> Picture:
+    def image(self, row: int) -> ImageRecord:
         size = (96, 72)
         if self.thumbnails is not None:
             number = self.num_rows + row
             size = save_thumbnail(self.photographs[number % 20], self.thumbnails / f"{number}.webp", 96)
-        codes = self.generator.choice(self.num_codes, NUM_PICTURE_CODES, replace=False).tolist()
+        codes = self.generator.choice(self.num_codes, NUM_IMAGE_CODES, replace=False).tolist()
         maps = zip(codes, [0.1] * len(codes), self.heat_maps(row, codes), strict=True)
         words = self.words()
         label = Label(frozenset(words))
         box = (12.5, 0, 75, 100)
-        return Picture(" ".join(words), label, size, box, list(maps), 10.0, 3.0, [(code, 0.1) for code in codes[:3]])
+        shared = [(code, 0.1) for code in codes[:3]]
+        return ImageRecord(" ".join(words), label, size, box, list(maps), 10.0, 3.0, shared)
 
     def caption(self, row: int) -> Caption:
         words = self.words()
@@ -108,7 +109,7 @@ def stream(rows: SyntheticRows, num_rows: int, num_examples: int) -> Collected:
     for start in range(0, num_rows, BATCH_SIZE):
         rows.num_rows = start
         ids = list(range(start, start + BATCH_SIZE))
-        forgotten = image.update(rows.weights(), ids, rows.picture, rows.heat_maps)
+        forgotten = image.update(rows.weights(), ids, rows.image, rows.heat_maps)
         text.update(rows.weights(), ids, rows.caption, rows.marked_words)
         for row in forgotten if rows.thumbnails is not None else []:
             (rows.thumbnails / f"{row}.webp").unlink()
@@ -135,9 +136,7 @@ def main(arguments: GalleryBenchmarkArguments) -> None:
     finish(collected, rows.codebook, GalleryText("synthetic", "synthetic"), options)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     sizes = {path: path.stat().st_size for path in output_dir.rglob("*") if path.is_file()}
-    print(
-        f"{arguments.num_codes} codes, {arguments.num_images} pictures: {seconds:.1f} s ({cpu_seconds:.1f} s of CPU)"
-    )
+    print(f"{arguments.num_codes} codes, {arguments.num_images} images: {seconds:.1f} s ({cpu_seconds:.1f} s of CPU)")
     print(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
     for part in ("code", "image", "images", "figures"):
         size = sum(size for path, size in sizes.items() if path.parent.name == part)

@@ -156,9 +156,9 @@ class Sample:
 
 
 def image_share(image: ModalityStatistics, text: ModalityStatistics) -> torch.Tensor:
-    """Which modality a code belongs to: its mean weight in pictures by that in both; NaN for a dead code.
+    """Which modality a code belongs to: its mean weight in images by that in both; NaN for a dead code.
 
     Returns:
-        (num_codes,) from 0, captions only, over 0.5, as strong in both, to 1, pictures only.
+        (num_codes,) from 0, captions only, over 0.5, as strong in both, to 1, images only.
     """
     return image.mean_weights / (image.mean_weights + text.mean_weights)

@@ -26,10 +26,10 @@ class CodeSummary:
     Attributes:
         code: its index.
         words: the most distinctive words of its strongest items, none where they have no word in common.
-        image_rate, text_rate: share of pictures and of captions in which it is active.
-        image_weight, text_weight: its mean weight over all pictures and over all captions.
+        image_rate, text_rate: share of images and of captions in which it is active.
+        image_weight, text_weight: its mean weight over all images and over all captions.
         image_share: see `code_statistics.image_share`; None for a dead code.
-        image_coherence, text_coherence: of its strongest pictures and captions; None for fewer than two.
+        image_coherence, text_coherence: of its strongest images and captions; None for fewer than two.
         similar: the codes nearest to it in the codebook, with the cosine; codes that fire only.
         top_images, top_captions: ids and weights of its strongest items.
     """
@@ -82,10 +82,10 @@ def summarize_codes(
     summaries = []
     for code in tqdm(range(len(codebook)), desc="summarizing codes", unit="code"):
         top_images, top_captions = image.top_of(code), text.top_of(code)
-        pictures = [image.items[item] for item, _ in top_images]
+        records = [image.items[item] for item, _ in top_images]
         captions = [text.items[item] for item, _ in top_captions]
-        # Every distinct caption counts once, however many pictures have it.
-        distinct = dict.fromkeys([picture.caption for picture in pictures] + [caption.text for caption in captions])
+        # Every distinct caption counts once, however many images have it.
+        distinct = dict.fromkeys([record.caption for record in records] + [caption.text for caption in captions])
         summaries.append(
             CodeSummary(
                 code=code,
@@ -95,7 +95,7 @@ def summarize_codes(
                 image_weight=image_weights[code],
                 text_weight=text_weights[code],
                 image_share=shares[code].item() if top_images or top_captions else None,
-                image_coherence=coherence_test([picture.label for picture in pictures]),
+                image_coherence=coherence_test([record.label for record in records]),
                 text_coherence=coherence_test([caption.label for caption in captions]),
                 similar=similar[code],
                 top_images=top_images,
@@ -120,7 +120,7 @@ def find_similar(codebook: torch.Tensor, is_alive: torch.Tensor, number: int) ->
 
 
 def write_parquet(codes: list[CodeSummary], image: ModalityStatistics, text: ModalityStatistics, path: Path) -> None:
-    """One row for each code. Pictures are told by their row in the data set, captions by their text."""
+    """One row for each code. Images are told by their row in the data set, captions by their text."""
     rows = []
     for code in codes:
         row = {

@@ -68,7 +68,7 @@ def collect(
             continue
         outputs = model(**inputs.to(model.device), return_loss=False)
         records = BatchRecords(model, processor, rows, numbers, inputs, outputs, arguments.thumbnail_size, thumbnails)
-        for row in image.update(outputs.image_code_weights.float().cpu(), numbers, records.picture, records.heat_maps):
+        for row in image.update(outputs.image_code_weights.float().cpu(), numbers, records.image, records.heat_maps):
             (thumbnails / f"{row}.webp").unlink()
         # Equal captions are one: a code shows each only once.
         text_ids = [_caption_id(row["caption"]) for row in rows]

@@ -18,15 +18,15 @@ from run_scripts.visualization.records import HeatMap, decode_heat_map
 
 NUM_FIGURE_CODES = 12
 CODES_PER_SHEET = 6
-PICTURES_PER_CODE = 4
+IMAGES_PER_CODE = 4
 CAPTIONS_PER_CODE = 4
-# As in gallery.js: a veil over the picture, thick where a score is lowest and gone where it is highest.
+# As in gallery.js: a veil over the image, thick where a score is lowest and gone where it is highest.
 MARK_COLOR = "#ffd866"
 VEIL_COLOR, VEIL_OPACITY = np.array([22, 22, 58]) / 255, 220 / 255
 
 
 def choose_codes(codes: list[CodeSummary]) -> list[int]:
-    """The most coherent codes, those with most pictures first."""
+    """The most coherent codes, those with most images first."""
     measured = [code for code in codes if code.image_coherence is not None]
     measured.sort(key=lambda code: (-len(code.top_images), -code.image_coherence.share, code.code))
     return [code.code for code in measured[:NUM_FIGURE_CODES]]
@@ -57,14 +57,14 @@ def draw_sheet(
 ) -> Figure:
     """One sheet: a row for each code."""
     figure = Figure(figsize=(13, 1.55 * len(codes)), layout="constrained")
-    widths = [1.5, *[1, 1] * PICTURES_PER_CODE, 3.2]
+    widths = [1.5, *[1, 1] * IMAGES_PER_CODE, 3.2]
     grid = figure.subplots(len(codes), len(widths), width_ratios=widths, squeeze=False)
     for code, row in zip(codes, grid, strict=True):
         for axes in row:
             axes.axis("off")
         name = textwrap.fill(", ".join(code.words), 16) if code.words else "no common word"
         row[0].text(0, 0.5, f"{code.code}\n{name}", va="center", fontsize=9, parse_math=False)
-        for place, (item, _) in enumerate(code.top_images[:PICTURES_PER_CODE]):
+        for place, (item, _) in enumerate(code.top_images[:IMAGES_PER_CODE]):
             thumbnail = Image.open(thumbnails / f"{item}.webp").convert("RGB")
             row[1 + 2 * place].imshow(thumbnail)
             row[2 + 2 * place].imshow(lay_over(thumbnail, image.items[item].box, image.places[code.code, item]))
@@ -141,21 +141,21 @@ def write_marked(figure: Figure, parts: list[dict], left: float, top: float, rig
     return top
 
 
-def lay_over(picture: Image.Image, box: tuple[float, float, float, float], heat_map: HeatMap) -> np.ndarray:
-    """A heat map on an RGB picture, as (height, width, 3) in [0, 1]; what the model does not see stays plain.
+def lay_over(image: Image.Image, box: tuple[float, float, float, float], heat_map: HeatMap) -> np.ndarray:
+    """A heat map on an RGB image, as (height, width, 3) in [0, 1]; what the model does not see stays plain.
 
     Args:
-        picture: of any size.
-        box: what the map covers: left, top, width and height in per cent of the picture.
+        image: of any size.
+        box: what the map covers: left, top, width and height in per cent of the image.
         heat_map: the map.
     """
-    width, height = picture.size
+    width, height = image.size
     left, top, box_width, box_height = box
     box_size = (max(round(box_width * width / 100), 1), max(round(box_height * height / 100), 1))
     levels = Image.fromarray((decode_heat_map(heat_map) * 255).astype(np.uint8))
     levels = np.asarray(levels.resize(box_size, Image.Resampling.BILINEAR))[..., None] / 255
     opacity = VEIL_OPACITY * (1 - levels)  # (height, width, 1)
-    mixed = np.asarray(picture) / 255
+    mixed = np.asarray(image) / 255
     x, y = round(left * width / 100), round(top * height / 100)
     inside = np.s_[max(y, 0) : y + box_size[1], max(x, 0) : x + box_size[0]]
     part = mixed[inside]

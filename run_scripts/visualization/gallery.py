@@ -67,8 +67,8 @@ def write_gallery(
     alive = [code for code in codes if not code.is_dead]
     shown = sorted(alive, key=lambda code: (-code.image_rate - code.text_rate, code.code))[:max_pages]
     pages = {code.code: code for code in shown}
-    pictures = sorted({item for code in shown for item, _ in code.top_images})
-    for row in set(image.items) - set(pictures):
+    image_rows = sorted({item for code in shown for item, _ in code.top_images})
+    for row in set(image.items) - set(image_rows):
         (output_dir / "images" / f"{row}.webp").unlink()
 
     environment = Environment(
@@ -87,7 +87,7 @@ def write_gallery(
         html = environment.get_template(template).render(root=root, **values)
         (output_dir / path).write_text(re.sub(r"\s*\n\s*", "\n", html), encoding="utf-8")
 
-    by_category = any(picture.label.category is not None for picture in image.items.values())
+    by_category = any(record.label.category is not None for record in image.items.values())
     write("index.html", "index.html", **overview(codes, shown, by_category))
     write("codes.html", "search.html", kind="codes")
     write("images.html", "search.html", kind="images")
@@ -98,11 +98,11 @@ def write_gallery(
     for code in tqdm(shown, desc="pages of codes", unit="page"):
         before, after = neighbours[code.code]
         write(f"code/{code.code}.html", "code.html", code=code, before=before, after=after)
-    for row in tqdm(pictures, desc="pages of images", unit="page"):
-        write(f"image/{row}.html", "picture.html", row=row, picture=image.items[row])
+    for row in tqdm(image_rows, desc="pages of images", unit="page"):
+        write(f"image/{row}.html", "image.html", row=row, record=image.items[row])
     for asset in ASSETS:
         shutil.copy(TEMPLATES / asset, output_dir / asset)
-    data = json.dumps(search_data(shown, pictures, image, text), ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(search_data(shown, image_rows, image, text), ensure_ascii=False, separators=(",", ":"))
     (output_dir / "data.js").write_text(f"const GALLERY = {data};\n", encoding="utf-8")
 
 
@@ -142,7 +142,7 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
     in_captions = {code.code for code in codes if code.text_rate > 0}
     measured = [code for code in codes if code.image_coherence is not None]
     most_examples = max((len(code.top_images) for code in measured), default=0)
-    # Shares of fewer pairs vary more by chance, so only codes with as many pictures as any are ranked.
+    # Shares of fewer pairs vary more by chance, so only codes with as many images as any are ranked.
     ranked = [code for code in shown if code.image_coherence is not None and len(code.top_images) == most_examples]
     ranked.sort(key=lambda code: (-code.image_coherence.share, code.image_coherence.p_value, code.code))
     num_listed = min(NUM_LISTED, len(ranked) // 2)
@@ -199,7 +199,7 @@ def count_in_tenths(shares: list[float]) -> list[int]:
 
 
 def search_data(
-    shown: list[CodeSummary], pictures: list[int], image: ModalityStatistics, text: ModalityStatistics
+    shown: list[CodeSummary], image_rows: list[int], image: ModalityStatistics, text: ModalityStatistics
 ) -> dict:
     """What the browser searches: lists instead of names, to keep it small. gallery.js reads it."""
     code_rows = []
@@ -211,5 +211,5 @@ def search_data(
         rates = [round(code.image_rate, 5), round(code.text_rate, 5)]
         thumbnails = [item for item, _ in code.top_images[:4]]
         code_rows.append([code.code, code.name, *rates, share, thumbnails, " ".join(words)])
-    picture_rows = [[row, image.items[row].caption, image.items[row].label.category or ""] for row in pictures]
-    return {"codes": code_rows, "images": picture_rows}
+    listed = [[row, image.items[row].caption, image.items[row].label.category or ""] for row in image_rows]
+    return {"codes": code_rows, "images": listed}

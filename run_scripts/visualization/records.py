@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the gallery keeps of a picture or a caption: thumbnails, heat maps and word marks small enough for a page."""
+"""What the gallery keeps of an image or a caption: thumbnails, heat maps and word marks small enough for a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from run_scripts.visualization.coherence import Label
 # One sign for each of 64 levels of a heat map.
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-# How many codes the page of a picture shows, and how many that it shares with its caption.
-NUM_PICTURE_CODES, NUM_SHARED_CODES = 5, 3
+# How many codes the page of an image shows, and how many that it shares with its caption.
+NUM_IMAGE_CODES, NUM_SHARED_CODES = 5, 3
 
 
 @dataclass
 class HeatMap:
-    """Scores of a code at the patches of a picture.
+    """Scores of a code at the patches of an image.
 
     Attributes:
         grid: number of rows and columns.
@@ -52,15 +52,15 @@ class MarkedWords:
 
 
 @dataclass
-class Picture:
-    """A picture with its page in the gallery.
+class ImageRecord:
+    """An image with its page in the gallery.
 
     Attributes:
         caption, label: of its row.
         size: width and height of the thumbnail.
-        box: left, top, width and height of what the model sees, in per cent of the picture.
+        box: left, top, width and height of what the model sees, in per cent of the image.
         codes: its strongest codes: index, weight, heat map.
-        logit: of the picture with its caption.
+        logit: of the image with its caption.
         same_code_logit: how much of that comes from the same codes in both.
         shared: the codes that add most of it: index and what it adds.
     """
@@ -148,22 +148,22 @@ class BatchRecords:
         self.grid = get_patch_grid(model, hidden, inputs["pixel_values"])
         self.queries, _ = model.get_token_queries(outputs, inputs["pixel_values"])
 
-    def picture(self, row: int) -> Picture:
-        """The record of the row's picture; writes its thumbnail."""
-        picture = self.rows[row]["image"]
-        thumbnail = save_thumbnail(picture, self.thumbnails / f"{self.numbers[row]}.webp", self.thumbnail_size)
-        explanation = explain_row(self.model, self.inputs, self.outputs, row, top_k=NUM_PICTURE_CODES)
+    def image(self, row: int) -> ImageRecord:
+        """The record of the row's image; writes its thumbnail."""
+        image = self.rows[row]["image"]
+        thumbnail = save_thumbnail(image, self.thumbnails / f"{self.numbers[row]}.webp", self.thumbnail_size)
+        explanation = explain_row(self.model, self.inputs, self.outputs, row, top_k=NUM_IMAGE_CODES)
         is_active = explanation.image_weights[0] > 0
         codes, weights = explanation.image_codes[0, is_active], explanation.image_weights[0, is_active]
         heat_maps = encode_heat_maps(explanation.patch_scores[0, is_active])
         shared = zip(
             explanation.shared_codes[0, 0].tolist(), explanation.shared_contributions[0, 0].tolist(), strict=True
         )
-        return Picture(
+        return ImageRecord(
             caption=self.rows[row]["caption"],
             label=self.rows[row]["label"],
             size=thumbnail,
-            box=box_in_percent(self.processor, picture),
+            box=box_in_percent(self.processor, image),
             codes=list(zip(codes.tolist(), weights.tolist(), heat_maps, strict=True)),
             logit=explanation.logits_per_image.item(),
             same_code_logit=explanation.same_code_logits.item(),
@@ -171,7 +171,7 @@ class BatchRecords:
         )
 
     def heat_maps(self, row: int, codes: list[int]) -> list[HeatMap]:
-        """Heat maps of codes on the row's picture."""
+        """Heat maps of codes on the row's image."""
         index = torch.tensor([codes], device=self.queries.device)
         scores = score_codes(self.queries[row : row + 1], self.model.codebook, index)[0]
         return encode_heat_maps(scores.unflatten(-1, self.grid))
@@ -212,16 +212,16 @@ def explain_row(
     return explain_outputs(model, FDTOutput(**fields), *arguments)
 
 
-def box_in_percent(processor: FDTProcessor, picture: Image.Image) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what the model sees, in per cent of the picture."""
-    width, height = picture.size
+def box_in_percent(processor: FDTProcessor, image: Image.Image) -> tuple[float, float, float, float]:
+    """Left, top, width and height of what the model sees, in per cent of the image."""
+    width, height = image.size
     left, top, right, bottom = processor.get_crop_box((height, width))
     return 100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height
 
 
-def save_thumbnail(picture: Image.Image, path: Path, longest_side: int) -> tuple[int, int]:
+def save_thumbnail(image: Image.Image, path: Path, longest_side: int) -> tuple[int, int]:
     """Write a small copy as WebP, of what the model sees as RGB; returns its width and height."""
-    thumbnail = to_rgb(picture)
+    thumbnail = to_rgb(image)
     thumbnail.thumbnail((longest_side, longest_side))
     thumbnail.save(path, quality=65, method=3)
     return thumbnail.size

@@ -45,7 +45,7 @@ function codeCard([code, name, imageRate, textRate, coherence, thumbnails]) {
   ])]);
 }
 
-function pictureCard([row, caption, category]) {
+function imageCard([row, caption, category]) {
   return element("li", {}, [element("a", { className: "card", href: `image/${row}.html` }, [
     element("span", { className: "strip one" }, [thumbnail(row)]),
     element("span", { className: "title", dir: "auto", textContent: caption }),
@@ -72,7 +72,7 @@ function startSearch(kind) {
   const modality = document.getElementById("modality");
   const order = document.getElementById("order");
   const isCode = kind === "codes";
-  const card = isCode ? codeCard : pictureCard;
+  const card = isCode ? codeCard : imageCard;
   const rows = GALLERY[kind].map((row) => ({
     row, text: (isCode ? `${row[0]} ${row[1]} ${row[6]}` : `${row[1]} ${row[2]}`).toLowerCase(),
   }));
