@@ -6,7 +6,7 @@
 
 What is uploaded is the model, its processor and code, the card, results.json, licences and attributions. What else
 lies in the folder stays behind and is listed. A card (README.md) that somebody wrote is kept; results take the place
-of those in it.
+of those in it. A model of both towers becomes a SparseEncoder of sentence-transformers as well.
 """
 
 import logging
@@ -49,16 +49,21 @@ def main(arguments: PushArguments) -> None:
     from modeling_fdt.model_card import write_model_card
     from run_scripts.hub.card import add_results, is_written, name_base_model
     from run_scripts.hub.files import push_folder
+    from run_scripts.hub.sparse_encoder import is_two_tower_fdt, write_sparse_encoder
 
     facts = {name: getattr(arguments, name) for name in ("license", "datasets", "base_model")}
     given = [name for name, value in facts.items() if value]
+    is_sparse_encoder = is_two_tower_fdt(arguments.model)
     if not is_written(arguments.model):
         name_base_model(arguments.model, arguments.base_model)
-        write_model_card(arguments.model, title=arguments.repo_id, repo_id=arguments.repo_id, **facts)
+        tags = ["sentence-transformers"] if is_sparse_encoder else []
+        write_model_card(arguments.model, title=arguments.repo_id, repo_id=arguments.repo_id, tags=tags, **facts)
     elif given:
         raise ValueError(f"{given} are for new cards; {arguments.model} has README.md: edit it, or delete it")
     if arguments.results:
         add_results(arguments.model, arguments.results)
+    if is_sparse_encoder:
+        write_sparse_encoder(arguments.model)
     push_folder(arguments.model, arguments.repo_id, private=arguments.private or None)
     logger.info("uploaded %s to %s", arguments.model, arguments.repo_id)
 

@@ -128,6 +128,7 @@ evaluation = {"task": "zero_shot", "metrics": {"top1": metric}, "data": [{"sourc
 Path("evaluation.json").write_text(json.dumps(evaluation))
 plant("folder")
 Path("folder", "ATTRIBUTION.md").write_text("Drawings by their owners.")
+Path("folder", "code_names.json").write_text(json.dumps({str(code): f"name of {code}" for code in range(64)}))
 logged = []
 files.logger.info = lambda message, *values: logged.append(message % values)
 push_to_hub(PushArguments("folder", "owner/folder", license="mit", results=["evaluation.json"]))

@@ -102,9 +102,11 @@ def test_only_what_belongs_to_a_model_is_pushed(report, server, name):
     weights = {"adapter_config.json", "adapter_model.safetensors"} if "adapters" in name else {"model.safetensors"}
     card = {"README.md"} if name != "every_save" else set()
     own = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "BPE_LICENSE"}
-    own |= {"ATTRIBUTION.md"} if name == "folder" else set()
+    sparse_encoder = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"}
+    own |= {"ATTRIBUTION.md", "code_names.json", *sparse_encoder} if name == "folder" else set()
     code = {file for file in uploaded if file.endswith(".py")}
     assert uploaded == own | weights | code | card
+    code -= {"sparse_encoder_fdt.py"} if name == "folder" else set()
     assert code == CODE or ("adapters" in name and {"configuration_fdt.py", "processing_fdt.py"} <= code < CODE)
     assert len(commits) == (3 if name == "every_save" else 2)  # the first is empty
 
@@ -123,6 +125,24 @@ def test_examples_of_cards_run_where_the_package_is_not(report, environment, tmp
     names = [f"owner/{name}" for name in MODELS if name != "every_save"]
     answers = run_without_the_package("card_process.py", names, tmp_path, environment, packages=("peft",))
     assert answers == {name: ["cat", "dog"] if "classifier" in name else [1, 2] for name in names}
+
+
+def test_sentence_transformers_where_the_package_is_not(report, environment, tmp_path):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "image.png")
+    arguments = ["owner/folder", tmp_path / "image.png"]
+    packages = ("sentence-transformers",)
+    answers = run_without_the_package("sentence_process.py", arguments, tmp_path, environment, packages)
+    model, processor = FDTModel.from_pretrained(tmp_path / "saved"), FDTProcessor.from_pretrained(tmp_path / "saved")
+    inputs = processor(images=Image.open(tmp_path / "image.png"), text="a cat", return_tensors="pt")
+    outputs = model(**inputs)
+    # Another process may sum in another order: float32 on values of at most 1.
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(torch.tensor(answers["image_embeds"]), outputs.image_embeds[0], **close)
+    torch.testing.assert_close(torch.tensor(answers["image_code_weights"]), outputs.image_code_weights[0], **close)
+    codes = outputs.text_code_weights[0].argsort(descending=True)[: len(answers["text_codes"])].tolist()
+    assert [name for name, _ in answers["text_codes"]] == [f"name of {code}" for code in codes]
+    assert len(answers["refused"]) == 2 and all("trust_remote_code=True" in error for error in answers["refused"])
+    assert (tmp_path / "saved" / "sparse_encoder_fdt.py").exists()
 
 
 @pytest.mark.parametrize("name", ["classifier", "adapters", "classifier_adapters"])

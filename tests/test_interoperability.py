@@ -1,6 +1,7 @@
 """FDT with the packages around transformers, each the real one: what they make of a model equals the model."""
 
 import copy
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,15 @@ import onnxruntime
 import peft
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from torch.export import ExportedProgram
 from torch.nn.functional import cosine_similarity
 from transformers import BitsAndBytesConfig
 
-from modeling_fdt import FDTModel
+from modeling_fdt import FDTModel, FDTVisionModel
 from run_scripts.export import towers
 from run_scripts.export.towers import export_tower
+from run_scripts.hub.sparse_encoder import write_sparse_encoder
 from tests.conftest import build_tiny_config
 
 
@@ -176,7 +178,10 @@ def test_a_file_that_differs_is_refused(monkeypatch, tmp_path):
 # sentence-transformers
 
 
-def test_sentence_transformers(folder, images, captions, expected):
+@pytest.mark.parametrize("is_sparse_encoder", [False, True])
+def test_sentence_transformers(folder, images, captions, expected, is_sparse_encoder):
+    if is_sparse_encoder:
+        write_sparse_encoder(folder)
     encoder = SentenceTransformer(str(folder), device="cpu")
     encoder.save_pretrained(str(folder / "encoder"))
     for same in (encoder, SentenceTransformer(str(folder / "encoder"), device="cpu")):
@@ -185,6 +190,48 @@ def test_sentence_transformers(folder, images, captions, expected):
         np.testing.assert_allclose(text_embeds, expected.text_embeds, rtol=0, atol=1e-5)
         cosines = expected.image_embeds @ expected.text_embeds.T
         torch.testing.assert_close(same.similarity(image_embeds, text_embeds), cosines, **CLOSE)
+
+
+@pytest.fixture
+def sparse_encoder(folder) -> SparseEncoder:
+    (folder / "code_names.json").write_text(json.dumps({"7": "dog", "40": "grass"}))
+    write_sparse_encoder(folder)
+    return SparseEncoder(str(folder), trust_remote_code=True, device="cpu")
+
+
+def test_sparse_encoder_gives_code_weights(sparse_encoder, folder, images, captions, expected):
+    sparse_encoder.save_pretrained(str(folder / "encoder"))
+    again = SparseEncoder(str(folder / "encoder"), trust_remote_code=True, device="cpu")
+    image_weights, text_weights = expected.image_code_weights, expected.text_code_weights
+    for same in (sparse_encoder, again):
+        images_of_codes, texts_of_codes = same.encode(images), same.encode(captions)
+        assert images_of_codes.is_sparse and same.get_embedding_dimension() == 64
+        torch.testing.assert_close(images_of_codes.to_dense(), image_weights, **CLOSE)
+        torch.testing.assert_close(texts_of_codes.to_dense(), text_weights, **CLOSE)
+        cosines = cosine_similarity(image_weights[:, None], text_weights[None], dim=-1)
+        torch.testing.assert_close(same.similarity(images_of_codes, texts_of_codes), cosines, **CLOSE)
+        names = [name for name, _ in same.decode(images_of_codes)[0]]
+        by_weight = image_weights[0].argsort(descending=True)[: len(names)].tolist()
+        assert names == [{7: "dog", 40: "grass"}.get(code, f"code {code}") for code in by_weight]
+
+
+def test_sparse_encoder_decodes_codes_by_name(sparse_encoder):
+    weights = torch.zeros(2, 64)
+    weights[0, 7], weights[0, 3], weights[1, 40] = 0.25, 0.75, 1
+    for form in (weights, weights.to_sparse()):
+        assert sparse_encoder.decode(form) == [[("code 3", 0.75), ("dog", 0.25)], [("grass", 1)]]
+        assert sparse_encoder.decode(form, top_k=1) == [[("code 3", 0.75)], [("grass", 1)]]
+        assert sparse_encoder.decode(form[1]) == [("grass", 1)]
+    with pytest.raises(ValueError, match="top_k must be at least 1 or None, got 0"):
+        sparse_encoder.decode(weights, top_k=0)
+    with pytest.raises(ValueError, match=r"must have shape \(\[batch_size,\] 64\), got \(2, 32\)"):
+        sparse_encoder.decode(weights[:, :32])
+
+
+def test_sparse_encoder_needs_both_towers(folder, tiny_config):
+    FDTVisionModel(tiny_config).save_pretrained(folder / "half")
+    with pytest.raises(ValueError, match="must hold an FDTModel"):
+        write_sparse_encoder(folder / "half")
 
 
 # accelerate

@@ -24,10 +24,14 @@ UPLOADED = (
     *("processor_config.json", "preprocessor_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    # What sentence-transformers reads, and the names of codes
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "code_names.json"),
     # What is said of it, and what its parts' owners ask to be kept with it
     *("README.md", "results.json", "LICENSE*", "LICENCE*", "NOTICE*", "ATTRIBUTION*", "BPE_LICENSE"),
 )
-_HAVE_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_HAVE_CODE = (
+    *("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "modules.json"),
+)
 
 
 def list_uploads(folder: str | Path) -> tuple[list[str], list[str]]:
@@ -97,12 +101,14 @@ def _list_code(folder: Path) -> set[str]:
 
 
 def _named_modules(value: Any) -> set[str]:
-    """The modules of this folder that the `auto_map`s in a configuration name, as `"module.Class"`."""
+    """The modules of this folder that a configuration names as `"module.Class"`: in `auto_map`s, or as a `type`."""
     if isinstance(value, list):
         return {module for part in value for module in _named_modules(part)}
     if not isinstance(value, dict):
         return set()
     modules = {module for part in value.values() for module in _named_modules(part)}
+    if isinstance(value.get("type"), str):
+        modules.add(value["type"].split(".")[0])
     for names in value.get("auto_map", {}).values():
         names = names if isinstance(names, list) else [names]
         modules |= {name.split(".")[0] for name in names if name and "--" not in name}  # owner/name--module.Class
