@@ -32,6 +32,7 @@ class PushArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Name on the Hub of the checkpoint that was trained further, for a new card."}
     )
+    endpoint: bool = field(default=False, metadata={"help": "Add handler.py, which Inference Endpoints run."})
     results: list[str] = field(
         default_factory=list, metadata={"help": "JSON files of run_evaluation or run_demo, for the card."}
     )
@@ -41,19 +42,23 @@ def main(arguments: PushArguments) -> None:
     """Write the card where there is none, put the results into it, and upload.
 
     Raises:
-        ValueError: the folder holds no model, a fact is given for a card that is there, a file holds no results, or
-            the folder holds adapters and nothing says which model on the Hub they belong to.
+        ValueError: the folder holds no model, or none that an endpoint can serve, a fact is given for a card that is
+            there, a file holds no results, or the folder holds adapters and nothing says which model on the Hub they
+            belong to.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses. The folder stays as it is, and the upload can be
             tried again.
     """
     from modeling_fdt.model_card import write_model_card
     from run_scripts.hub.card import add_results, is_written, name_base_model
+    from run_scripts.hub.endpoint import write_endpoint
     from run_scripts.hub.files import push_folder
     from run_scripts.hub.sparse_encoder import is_two_tower_fdt, write_sparse_encoder
 
     facts = {name: getattr(arguments, name) for name in ("license", "datasets", "base_model")}
     given = [name for name, value in facts.items() if value]
     is_sparse_encoder = is_two_tower_fdt(arguments.model)
+    if arguments.endpoint:
+        write_endpoint(arguments.model)
     if not is_written(arguments.model):
         name_base_model(arguments.model, arguments.base_model)
         tags = ["sentence-transformers"] if is_sparse_encoder else []

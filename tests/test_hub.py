@@ -103,10 +103,11 @@ def test_only_what_belongs_to_a_model_is_pushed(report, server, name):
     card = {"README.md"} if name != "every_save" else set()
     own = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "BPE_LICENSE"}
     sparse_encoder = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"}
-    own |= {"ATTRIBUTION.md", "code_names.json", *sparse_encoder} if name == "folder" else set()
+    endpoint = {"requirements.txt", "code_names.json"}
+    own |= {"ATTRIBUTION.md", *endpoint, *sparse_encoder} if name == "folder" else set()
     code = {file for file in uploaded if file.endswith(".py")}
     assert uploaded == own | weights | code | card
-    code -= {"sparse_encoder_fdt.py"} if name == "folder" else set()
+    code -= {"sparse_encoder_fdt.py", "handler.py"} if name == "folder" else set()
     assert code == CODE or ("adapters" in name and {"configuration_fdt.py", "processing_fdt.py"} <= code < CODE)
     assert len(commits) == (3 if name == "every_save" else 2)  # the first is empty
 
@@ -127,11 +128,11 @@ def test_examples_of_cards_run_where_the_package_is_not(report, environment, tmp
     assert answers == {name: ["cat", "dog"] if "classifier" in name else [1, 2] for name in names}
 
 
-def test_sentence_transformers_where_the_package_is_not(report, environment, tmp_path):
+def test_what_else_a_pushed_model_serves_where_the_package_is_not(report, environment, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "image.png")
     arguments = ["owner/folder", tmp_path / "image.png"]
     packages = ("sentence-transformers",)
-    answers = run_without_the_package("sentence_process.py", arguments, tmp_path, environment, packages)
+    answers = run_without_the_package("pushed_process.py", arguments, tmp_path, environment, packages)
     model, processor = FDTModel.from_pretrained(tmp_path / "saved"), FDTProcessor.from_pretrained(tmp_path / "saved")
     inputs = processor(images=Image.open(tmp_path / "image.png"), text="a cat", return_tensors="pt")
     outputs = model(**inputs)
@@ -141,6 +142,10 @@ def test_sentence_transformers_where_the_package_is_not(report, environment, tmp
     torch.testing.assert_close(torch.tensor(answers["image_code_weights"]), outputs.image_code_weights[0], **close)
     codes = outputs.text_code_weights[0].argsort(descending=True)[: len(answers["text_codes"])].tolist()
     assert [name for name, _ in answers["text_codes"]] == [f"name of {code}" for code in codes]
+    weights, codes = outputs.image_code_weights[0].topk(len(answers["endpoint"]["image_codes"][0]))
+    found = {code["name"]: code["weight"] for code in answers["endpoint"]["image_codes"][0]}
+    expected = {f"name of {code}": weight for code, weight in zip(codes.tolist(), weights.tolist(), strict=True)}
+    assert found == pytest.approx(expected, abs=1e-5) and len(answers["explained"]["codes"]) == 2
     assert len(answers["refused"]) == 2 and all("trust_remote_code=True" in error for error in answers["refused"])
     assert (tmp_path / "saved" / "sparse_encoder_fdt.py").exists()
 

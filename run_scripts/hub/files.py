@@ -26,6 +26,8 @@ UPLOADED = (
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
     # What sentence-transformers reads, and the names of codes
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "code_names.json"),
+    # What an Inference Endpoint runs and installs
+    *("handler.py", "requirements.txt"),
     # What is said of it, and what its parts' owners ask to be kept with it
     *("README.md", "results.json", "LICENSE*", "LICENCE*", "NOTICE*", "ATTRIBUTION*", "BPE_LICENSE"),
 )

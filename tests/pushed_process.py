@@ -1,8 +1,10 @@
-"""What a user of sentence-transformers does with a pushed model, run by test_hub.py where this package is not.
+"""What sentence-transformers and an Inference Endpoint make of a pushed model, run by test_hub.py where this package
+is not.
 
-python -I -S tests/sentence_process.py SITE_PACKAGES REPORT NAME IMAGE
+python -I -S tests/pushed_process.py SITE_PACKAGES REPORT NAME IMAGE
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 
 sys.path.append(sys.argv[1])
 
+from huggingface_hub import snapshot_download
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SparseEncoder
 
@@ -29,5 +32,11 @@ sparse_encoder = SparseEncoder(NAME, trust_remote_code=True, device="cpu")
 report["image_code_weights"] = sparse_encoder.encode(image).to_dense().tolist()
 report["text_codes"] = sparse_encoder.decode(sparse_encoder.encode("a cat"))
 sparse_encoder.save_pretrained("saved")
+
+folder = snapshot_download(NAME)
+sys.path.insert(0, folder)
+endpoint = importlib.import_module("handler").EndpointHandler(folder)
+report["endpoint"] = endpoint({"inputs": image, "parameters": {"task": "codes"}})
+report["explained"] = endpoint({"inputs": image, "parameters": {"task": "explanation", "top_k": 2}})
 
 Path(REPORT).write_text(json.dumps(report))
