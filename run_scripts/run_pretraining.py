@@ -10,7 +10,7 @@ docs/training.md tells more.
 from typing import TYPE_CHECKING
 
 from run_scripts.arguments import DataArguments, run_command
-from run_scripts.training.arguments import PRETRAINING, ModelArguments
+from run_scripts.training.arguments import PRETRAINING, ModelArguments, ObjectiveArguments
 
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 def main(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: "FDTTrainingArguments"
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: "FDTTrainingArguments",
+    objective_arguments: ObjectiveArguments,
 ) -> None:
     from run_scripts.training.pretraining import train
 
-    train(model_arguments, data_arguments, training_arguments)
+    train(model_arguments, data_arguments, training_arguments, objective_arguments)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,8 @@ def run_sharded(output_dir: str) -> dict:
 
 
 def main(folder: str) -> None:
+    from tests.declip_run import run_declip  # which imports this module
+
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(1)
@@ -206,6 +208,10 @@ def main(folder: str) -> None:
         "stream": run_stream(f"{folder}/stream"),
         "resumed": run_resumed(f"{folder}/resumed", None),
         "resumed_distinct": run_resumed(f"{folder}/resumed_distinct", "kind"),
+        "declip": run_declip(f"{folder}/declip"),
+        "declip_accumulated": run_declip(
+            f"{folder}/declip_accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=2
+        ),
         "sharded": run_sharded(f"{folder}/sharded"),
     }
     torch.save(results, Path(folder) / f"{rank}.pt")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from run_scripts.data.text_views import NO_LABEL
 from run_scripts.training.declip_losses import (
-    NO_LABEL,
     FeatureQueue,
     masked_language_loss,
     multi_view_loss,

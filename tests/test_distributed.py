@@ -13,6 +13,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import AutoModel, Trainer
 
 from modeling_fdt import FDTModel
+from tests.declip_run import assert_same_run, run_declip
 from tests.distributed_process import make_batch, make_clip, make_model, train
 
 
@@ -66,6 +67,14 @@ def test_trainers_equal_one_process_with_the_whole_batch(ranks, scenario, tmp_pa
     for rank in ranks:
         assert rank[scenario]["log"][0]["loss"] == pytest.approx(expected["log"][0]["loss"], abs=1e-6)
         assert_same_gradients(rank[scenario]["moves"], expected["moves"])
+
+
+@pytest.mark.parametrize("scenario", ["declip", "declip_accumulated"])
+def test_declip_equals_one_process_with_the_whole_batch(ranks, scenario, tmp_path):
+    expected = run_declip(str(tmp_path), per_device_train_batch_size=8)
+    for rank in ranks:
+        assert_same_run(rank[scenario], expected)
+    assert torch.equal(ranks[0][scenario]["queue"], ranks[1][scenario]["queue"])  # bit for bit
 
 
 def test_logged_numbers_are_those_of_all_processes(ranks, tmp_path):

@@ -48,7 +48,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 def prepare(folder: Path, run: dict) -> tuple:
     """What `cache_features` takes after the folder."""
-    model_arguments, data_arguments, training_arguments = parse(folder, run)
+    model_arguments, data_arguments, training_arguments, _ = parse(folder, run)
     set_seed(training_arguments.seed)
     model, processor = build_model(model_arguments)
     return model, processor, load_train_dataset(data_arguments), training_arguments

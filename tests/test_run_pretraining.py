@@ -124,7 +124,7 @@ def test_a_run_ends_in_a_model_that_the_auto_classes_load(trained):
 
 def test_a_run_leaves_a_config_that_starts_it_again(trained):
     trainer, tmp_path = trained
-    model, data, training = parse_arguments(PRETRAINING, [str(tmp_path / "output" / "arguments.json")])
+    model, data, training, _ = parse_arguments(PRETRAINING, [str(tmp_path / "output" / "arguments.json")])
     assert (model.model_config["vision_config"], data.augmentation) == (RESNET, AUGMENTATION)
     assert training.to_dict() == trainer.args.to_dict()
 
@@ -298,7 +298,7 @@ def test_configs_of_other_data_and_of_clip_say_what_differs():
 
 
 def test_the_recipe_is_the_originals(tmp_path):
-    model, data, training = parse(tmp_path, read("cc3m_vit_b32") | {"use_cpu": True})
+    model, data, training, _ = parse(tmp_path, read("cc3m_vit_b32") | {"use_cpu": True})
     config = FDTConfig(**model.model_config)
     assert (config.codebook_size, config.codebook_dim, config.grounding_temperature) == (16384, 512, 1000)
     assert (config.grounding_activation, config.token_pooling) == ("sparsemax", "max")
@@ -342,8 +342,9 @@ def test_smoke_runs_train(name, tmp_path, monkeypatch):
     "name", sorted(path.stem for pattern in ("*vit_b32*", "emoji*", "scenes*") for path in CONFIGS.glob(pattern))
 )
 def test_every_config_is_understood(name, tmp_path):
-    model, data, training = parse(tmp_path, read(name) | {"use_cpu": True})
+    model, data, training, objective = parse(tmp_path, read(name) | {"use_cpu": True})
     assert training.output_dir == f"outputs/{name}"
+    assert objective.objective == ("declip" if "declip" in name else "contrastive")
     fields = dict(model.model_config)
     if fields.pop("model_type", "fdt") == "fdt":
         FDTConfig(**fields)

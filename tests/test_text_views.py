@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from run_scripts.data.batches import ReproducibleCollator
-from run_scripts.data.text_views import TEXT_EDITS, edit_caption, load_synonyms, mask_tokens
+from run_scripts.data.text_views import NO_LABEL, TEXT_EDITS, edit_caption, load_synonyms, mask_tokens
 
 
 CAPTION = "A large dog, a small cat and a car in front of the picture of a person"
@@ -69,7 +69,7 @@ def test_edits_are_drawn_and_reproducible_by_the_batch(tokenizer):
     def collate(rows):
         edited = [edit_caption(row, list(TEXT_EDITS)) for row in rows]
         inputs = tokenizer(rows, return_tensors="pt", padding=True)
-        return edited, mask_tokens(inputs["input_ids"], inputs["attention_mask"], tokenizer, -100)
+        return edited, mask_tokens(inputs["input_ids"], inputs["attention_mask"], tokenizer)
 
     collator = ReproducibleCollator(collate, seed=1)
     rows = [f"{CAPTION} {number}" for number in range(8)]
@@ -85,8 +85,8 @@ def test_edits_are_drawn_and_reproducible_by_the_batch(tokenizer):
 def test_masked_tokens(tokenizer):
     inputs = tokenizer([CAPTION] * 400 + ["dog !"], return_tensors="pt", padding=True)
     ids, is_token = inputs["input_ids"], inputs["attention_mask"].bool()
-    masked, labels = mask_tokens(ids, inputs["attention_mask"], tokenizer, -100)
-    is_predicted = labels != -100
+    masked, labels = mask_tokens(ids, inputs["attention_mask"], tokenizer)
+    is_predicted = labels != NO_LABEL
     assert torch.equal(labels[is_predicted], ids[is_predicted]) and torch.equal(
         masked[~is_predicted], ids[~is_predicted]
     )
@@ -102,4 +102,4 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "mask_token_id", None, raising=False)
     ids = torch.ones(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="a tokenizer with a mask token, got a FDTTokenizer"):
-        mask_tokens(ids, ids, tokenizer, -100)
+        mask_tokens(ids, ids, tokenizer)

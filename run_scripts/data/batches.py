@@ -114,15 +114,19 @@ class ContrastiveCollator:
         self.augment_on_device = augment_on_device
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
-        captions = [row[self.caption_column] for row in rows]
-        captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
-        captions = [cut_caption(caption, self.processor.tokenizer) for caption in captions]
+        captions = self.draw_captions(rows)
         images = [row[self.image_column] for row in rows]
         if self.augmentation is None:
             return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
         inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
         inputs["pixel_values"] = self.augment(images)
         return inputs
+
+    def draw_captions(self, rows: list[dict]) -> list[str]:
+        """One caption for each row, not longer than can reach the model."""
+        captions = [row[self.caption_column] for row in rows]
+        captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
+        return [cut_caption(caption, self.processor.tokenizer) for caption in captions]
 
     def augment(self, images: list[Image.Image]) -> torch.Tensor | tuple[torch.Tensor, int]:
         """Images cut, varied and normalised, (batch_size, 3, height, width), or what is needed to vary them later."""

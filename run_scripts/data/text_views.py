@@ -27,6 +27,9 @@ EDITED_SHARE = 0.1
 # Source: Devlin et al., "BERT", NAACL 2019 (arXiv 1810.04805), section 3.1.
 _PREDICTED_SHARE, _MASKED_SHARE, _RANDOM_SHARE = 0.15, 0.8, 0.1
 
+# Where no word is to be found again: torch's own mark.
+NO_LABEL = -100
+
 
 @cache
 def load_synonyms() -> dict[str, list[str]]:
@@ -104,7 +107,7 @@ def edit_caption(caption: str, edits: Sequence[str]) -> str:
 
 
 def mask_tokens(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, tokenizer: PreTrainedTokenizerBase, no_label: int
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Masked captions, and what was there.
@@ -112,10 +115,9 @@ def mask_tokens(
     Args:
         input_ids, attention_mask: (batch_size, num_tokens), as the tokenizer gives them.
         tokenizer: knows the mask token, and which tokens are no words.
-        no_label: where nothing is to be found again.
 
     Returns:
-        Ids and labels, both (batch_size, num_tokens).
+        Ids and labels, both (batch_size, num_tokens); labels are `NO_LABEL` where nothing is to be found again.
 
     Raises:
         ValueError: the tokenizer has no mask token.
@@ -131,4 +133,4 @@ def mask_tokens(
     becomes_random = is_predicted & (draw >= _MASKED_SHARE) & (draw < _MASKED_SHARE + _RANDOM_SHARE)
     masked = input_ids.masked_fill(becomes_mask, tokenizer.mask_token_id)
     masked = torch.where(becomes_random, torch.randint(len(tokenizer), input_ids.shape), masked)
-    return masked, input_ids.masked_fill(~is_predicted, no_label)
+    return masked, input_ids.masked_fill(~is_predicted, NO_LABEL)

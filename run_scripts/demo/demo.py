@@ -141,11 +141,12 @@ def run_demo(arguments: DemoArguments) -> None:
         paths = json.loads(config.read_text(encoding="utf-8"))
         flags = [*SMOKE_FLAGS, "--output_dir", f"{paths['output_dir']}_smoke"]
         flags += ["--dataset", f"{paths['dataset']}_smoke"] if arguments.images == "scenes" else []
-    model_arguments, data_arguments, training_arguments = parse_arguments(PRETRAINING, [str(config), *flags])
+    run_arguments = parse_arguments(PRETRAINING, [str(config), *flags])
+    model_arguments, data_arguments, training_arguments, _ = run_arguments
     seed, output_dir = training_arguments.seed, Path(training_arguments.output_dir)
 
     splits = prepare(arguments, model_arguments, data_arguments)
-    trainer = train(model_arguments, data_arguments, training_arguments)
+    trainer = train(*run_arguments)
     seconds = next(entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry)
     print(
         f"\nTrained {trainer.state.global_step} steps in {seconds:.0f} seconds on {torch.get_num_threads()} threads."

@@ -2,7 +2,7 @@
 """Arguments of pretraining, fine-tuning and studies; light, so that help and refusals come at once."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from run_scripts.arguments import DataArguments, LateArguments, TrainingDataArguments, parse_json
@@ -48,6 +48,43 @@ class ModelArguments:
         of_towers = [n for n in self.model_config or {} if n == "model_type" or n.startswith(("vision_", "text_"))]
         if self.vision_model is not None and of_towers:
             raise ValueError(f"model_config beside vision_model must leave the towers as they are, got {of_towers}")
+
+
+@dataclass
+class ObjectiveArguments:
+    """What pretraining minimises: the contrastive loss of FDT and CLIP, or that of DeCLIP."""
+
+    objective: Literal["contrastive", "declip"] = field(
+        default="contrastive", metadata={"help": "declip: two views of each pair and four terms, for an FDT model."}
+    )
+    multi_view_weight: float = field(
+        default=0.4, metadata={"help": "Of the contrastive loss of two image views and two text views."}
+    )
+    simsiam_weight: float = field(default=0.2, metadata={"help": "Of what one image view predicts of the other."})
+    nearest_neighbor_weight: float = field(
+        default=0.2, metadata={"help": "Of images among the nearest neighbours of their captions."}
+    )
+    masked_language_weight: float = field(default=0.2, metadata={"help": "Of masked words."})
+    queue_size: int = field(default=65536, metadata={"help": "Captions to find nearest neighbours among."})
+    text_edits: list[str] = field(
+        default_factory=lambda: ["synonym", "swap", "insertion", "deletion"],
+        metadata={"help": "Of these one is drawn for the second view of a caption."},
+    )
+    declip_heads: str | None = field(
+        default=None, metadata={"help": "Heads and queue to start from, declip.safetensors of a checkpoint."}
+    )
+
+    def __post_init__(self):
+        if self.objective == "contrastive":
+            for part in fields(self)[1:]:
+                value = getattr(self, part.name)
+                if value != (part.default if part.default_factory is MISSING else part.default_factory()):
+                    raise ValueError(f"{part.name}={value!r} needs objective='declip'")
+        for name in ("multi_view", "simsiam", "nearest_neighbor", "masked_language"):
+            if getattr(self, f"{name}_weight") < 0:
+                raise ValueError(f"{name}_weight must be at least 0, got {getattr(self, f'{name}_weight')}")
+        if self.queue_size < 1:
+            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
 
 
 @dataclass
@@ -233,6 +270,6 @@ TRAINING_ARGUMENTS = LateArguments(
     "--learning_rate: https://huggingface.co/docs/transformers/main_classes/trainer",
     load=_load_training_arguments,
 )
-PRETRAINING = (ModelArguments, DataArguments, TRAINING_ARGUMENTS)
+PRETRAINING = (ModelArguments, DataArguments, TRAINING_ARGUMENTS, ObjectiveArguments)
 STUDY = (StudyArguments,)
 FINE_TUNING = (FineTuningArguments, FineTuningDataArguments, TRAINING_ARGUMENTS)

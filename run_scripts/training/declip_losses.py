@@ -14,13 +14,11 @@ import torch
 from torch import nn
 
 from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss
+from run_scripts.data.text_views import NO_LABEL
 
 
 # How many captions are compared with the queue at a time: similarities to 65,536 take 67 MB.
 _ROWS_AT_ONCE = 256
-
-# torch's own mark of a position without a label.
-NO_LABEL = -100
 
 
 def multi_view_loss(

@@ -3,6 +3,7 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +32,10 @@ from run_scripts.data.pairs import (
     load_train_dataset,
 )
 from run_scripts.data.scenes import SceneDataset
-from run_scripts.training.arguments import ModelArguments
+from run_scripts.data.two_views import TwoViewCollator
+from run_scripts.training.arguments import ModelArguments, ObjectiveArguments
 from run_scripts.training.baselines import ControlConfig, ControlModel, build_clip
+from run_scripts.training.declip import DeclipTrainer
 from run_scripts.training.features import FeatureCollator, cache_features
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
 
@@ -78,6 +81,10 @@ class PretrainingTrainer(FDTTrainer):
         totals = {name: n for name, n in self.train_dataset.counts.totals().items() if name.startswith("skipped_")}
         numbers = self.accelerator.reduce(torch.tensor([*totals.values()], device=self.args.device)).tolist()
         return dict(zip(totals, numbers, strict=True))
+
+
+class DeclipPretrainingTrainer(PretrainingTrainer, DeclipTrainer):
+    """PretrainingTrainer with DeCLIP's loss."""
 
 
 def build_model(arguments: ModelArguments) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -171,10 +178,23 @@ def check_size(dataset: PairDataset | PairStream | SceneDataset, training_argume
         )
 
 
+def choose_objective(
+    arguments: ObjectiveArguments, processor: ProcessorMixin, data_arguments: DataArguments
+) -> tuple[Callable[..., PretrainingTrainer], ContrastiveCollator]:
+    """What makes the trainer, and what makes its batches."""
+    columns = (data_arguments.image_column, data_arguments.caption_column)
+    collator_arguments = (processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device)
+    if arguments.objective == "declip":
+        collator = TwoViewCollator(*collator_arguments, edits=arguments.text_edits)
+        return partial(DeclipPretrainingTrainer, objective=arguments), collator
+    return PretrainingTrainer, ContrastiveCollator(*collator_arguments)
+
+
 def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: FDTTrainingArguments,
+    objective_arguments: ObjectiveArguments,
     callbacks: list[TrainerCallback] | None = None,
 ) -> PretrainingTrainer:
     """Train, and save the model, its processor and the trainer's state in `training_arguments.output_dir`."""
@@ -198,14 +218,14 @@ def train(
         # Of no effect but speed: convolutions on a CPU take about three quarters of the time.
         model.to(memory_format=torch.channels_last)
     columns = (data_arguments.image_column, data_arguments.caption_column)
-    collator = ContrastiveCollator(processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device)
+    build_trainer, collator = choose_objective(objective_arguments, processor, data_arguments)
     if data_arguments.cache_features is not None:
         check_caching(model, train_dataset, training_arguments.freeze)
         train_dataset = cache_features(
             data_arguments.cache_features, model, processor, train_dataset, training_arguments
         )
         collator = FeatureCollator()
-    trainer = PretrainingTrainer(
+    trainer = build_trainer(
         model=model,
         args=training_arguments,
         data_collator=collator,
@@ -213,7 +233,7 @@ def train(
         train_dataset=train_dataset,
         processing_class=processor,
         distinct_column=data_arguments.distinct_column,
-        run_config=resolve_config(model_arguments, data_arguments, training_arguments),
+        run_config=resolve_config(model_arguments, data_arguments, training_arguments, objective_arguments),
         callbacks=callbacks,
         **evaluation,
     )

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
@@ -82,6 +83,9 @@ class FDTTrainer(ReproducibleTrainer):
 
     # The reported loss is that of the whole batch already: Trainer shall not divide it.
     loss_is_scaled_for_ga = True
+
+    # How often the model sees a pair in one step.
+    views_per_pair = 1
 
     def __init__(self, *args, distinct_column: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -156,16 +160,24 @@ class FDTTrainer(ReproducibleTrainer):
         outputs = model(**{**inputs, "return_loss": False})
         if torch.is_grad_enabled():
             self._count(outputs)
-        logit_scale = cap_logit_scale(self._bare_model.logit_scale.reshape(1), self._logit_scale_cap)
-        tensors = (outputs.image_embeds.float(), outputs.text_embeds.float(), logit_scale)
+        tensors = (outputs.image_embeds.float(), outputs.text_embeds.float(), self._capped_logit_scale())
+        return (*tensors, *self._mean_code_weights(outputs))
+
+    def _capped_logit_scale(self) -> torch.Tensor:
+        return cap_logit_scale(self._bare_model.logit_scale.reshape(1), self._logit_scale_cap)
+
+    def _mean_code_weights(self, outputs: ModelOutput) -> tuple[torch.Tensor, ...]:
         if self.args.usage_entropy_weight == 0:
-            return tensors
+            return ()
         weights = (outputs.image_code_weights, outputs.text_code_weights)
-        return (*tensors, *(weight.float().mean(dim=0, keepdim=True) for weight in weights))
+        return tuple(weight.float().mean(dim=0, keepdim=True) for weight in weights)
 
     def _compare(self, image_embeds, text_embeds, logit_scales, *mean_code_weights) -> torch.Tensor:
         image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
         loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scales.mean()))
+        return self._reward_usage(loss, mean_code_weights)
+
+    def _reward_usage(self, loss: torch.Tensor, mean_code_weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if mean_code_weights:
             entropies = [usage_entropy(means.mean(dim=0)) for means in gather_global_batch(*mean_code_weights)]
             loss = loss - self.args.usage_entropy_weight * sum(entropies) / 2
@@ -208,7 +220,7 @@ class FDTTrainer(ReproducibleTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Trainer itself spares biases and layer norms.
-        spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+        spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
         spared |= {name for name, _ in model.named_parameters() if name.split(".")[-1] == "logit_scale"}
         return [name for name in super().get_decay_parameter_names(model) if name not in spared]
 
@@ -233,7 +245,7 @@ class FDTTrainer(ReproducibleTrainer):
     # What is logged
 
     def _count(self, outputs: ModelOutput) -> None:
-        self._num_pairs += len(outputs.image_embeds)
+        self._num_pairs += len(outputs.image_embeds) // self.views_per_pair
         if self.code_usage is not None:
             self._code_weights = outputs.image_code_weights.detach(), outputs.text_code_weights.detach()
             self.code_usage.observe(*self._code_weights)
