@@ -11,6 +11,7 @@ of those in it. A model of both towers becomes a SparseEncoder of sentence-trans
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from run_scripts.arguments import run_command
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 class PushArguments:
     model: str = field(metadata={"help": "Folder with the model, or adapters on one, and its processor."})
     repo_id: str = field(metadata={"help": "Name of the repository on the Hub: owner/name."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository, and a new Space, private."})
     license: str | None = field(
         default=None, metadata={"help": "Identifier of the weights' licence on the Hub, for a new card."}
     )
@@ -33,6 +34,9 @@ class PushArguments:
         default=None, metadata={"help": "Name on the Hub of the checkpoint that was trained further, for a new card."}
     )
     endpoint: bool = field(default=False, metadata={"help": "Add handler.py, which Inference Endpoints run."})
+    space: str | None = field(
+        default=None, metadata={"help": "Name of a Space on the Hub, owner/name, that shows the model in a browser."}
+    )
     results: list[str] = field(
         default_factory=list, metadata={"help": "JSON files of run_evaluation or run_demo, for the card."}
     )
@@ -42,7 +46,7 @@ def main(arguments: PushArguments) -> None:
     """Write the card where there is none, put the results into it, and upload.
 
     Raises:
-        ValueError: the folder holds no model, or none that an endpoint can serve, a fact is given for a card that is
+        ValueError: the folder holds no model, or none for an endpoint or a Space, a fact is given for a card that is
             there, a file holds no results, or the folder holds adapters and nothing says which model on the Hub they
             belong to.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses. The folder stays as it is, and the upload can be
@@ -52,6 +56,7 @@ def main(arguments: PushArguments) -> None:
     from run_scripts.hub.card import add_results, is_written, name_base_model
     from run_scripts.hub.endpoint import write_endpoint
     from run_scripts.hub.files import push_folder
+    from run_scripts.hub.space import push_space, write_space
     from run_scripts.hub.sparse_encoder import is_two_tower_fdt, write_sparse_encoder
 
     facts = {name: getattr(arguments, name) for name in ("license", "datasets", "base_model")}
@@ -59,6 +64,9 @@ def main(arguments: PushArguments) -> None:
     is_sparse_encoder = is_two_tower_fdt(arguments.model)
     if arguments.endpoint:
         write_endpoint(arguments.model)
+    if arguments.space is not None:
+        space_folder = Path(arguments.model) / "space"
+        space_files = write_space(arguments.model, arguments.repo_id, space_folder)
     if not is_written(arguments.model):
         name_base_model(arguments.model, arguments.base_model)
         tags = ["sentence-transformers"] if is_sparse_encoder else []
@@ -71,6 +79,9 @@ def main(arguments: PushArguments) -> None:
         write_sparse_encoder(arguments.model)
     push_folder(arguments.model, arguments.repo_id, private=arguments.private or None)
     logger.info("uploaded %s to %s", arguments.model, arguments.repo_id)
+    if arguments.space is not None:
+        push_space(space_folder, space_files, arguments.space, private=arguments.private or None)
+        logger.info("uploaded the Space %s, which is also in %s", arguments.space, space_folder)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ Path("folder", "ATTRIBUTION.md").write_text("Drawings by their owners.")
 Path("folder", "code_names.json").write_text(json.dumps({str(code): f"name of {code}" for code in range(64)}))
 logged = []
 files.logger.info = lambda message, *values: logged.append(message % values)
-push_to_hub(PushArguments("folder", "owner/folder", license="mit", endpoint=True, results=["evaluation.json"]))
+extras = {"endpoint": True, "space": "owner/page", "results": ["evaluation.json"]}
+push_to_hub(PushArguments("folder", "owner/folder", license="mit", **extras))
 report["left_behind"] = list(logged)
 report["folder_card"] = ModelCard.load("owner/folder").content
 report["second_license"] = try_to(push_to_hub, PushArguments("folder", "owner/folder", license="apache-2.0"))

@@ -27,7 +27,7 @@ class Hub:
     """Repositories in memory, served on a port of this machine until `close`.
 
     Attributes:
-        repositories: by their names.
+        repositories: by their names; those of Spaces with `spaces/` before them.
         failures: what happens to the next requests whose method and address match a pattern: for each pattern how many
             requests fail, and how: by an HTTP status, or by a connection that is dropped (status 0).
         log: methods and addresses of all requests.
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _find(self, name: str, writes: bool = False) -> Repository | None:
         """The repository, if this user may do what is asked; else the request is answered."""
-        repository, owner = self.hub.repositories.get(name), name.split("/")[0]
+        repository, owner = self.hub.repositories.get(name), name.removeprefix("spaces/").split("/")[0]
         if self._user is None and (repository is None or repository.private or writes):
             self._answer(401, {"error": "Invalid username or password."}, X_Error_Code="RepoNotFound")
         elif repository is None or (repository.private and self._user != owner):
@@ -128,9 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "Invalid username or password."})
         if self._user != owner:
             return self._answer(403, {"error": f"You have no write access to {name}."})
-        is_new = name not in self.hub.repositories
+        key = f"spaces/{name}" if request.get("type") == "space" else name
+        is_new = key not in self.hub.repositories
         if is_new:
-            self.hub.repositories[name] = Repository(private=request.get("visibility") == "private")
+            self.hub.repositories[key] = Repository(private=request.get("visibility") == "private")
         self._answer(200 if is_new else 409, {"url": f"{self.hub.url}/{name}", "id": name, "name": name})
 
     def _validate_card(self, body: bytes) -> None:
@@ -206,19 +207,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, files[path], X_Repo_Commit=sha, ETag=etag)
 
 
-_NAME, _REVISION = r"([\w.-]+/[\w.-]+)", r"([\w.-]+)"
+_NAME, _REVISION = r"((?:spaces/)?[\w.-]+/[\w.-]+)", r"([\w.-]+)"
 _ROUTES = [
     (r"POST /failures", _Handler._set_failures),  # no part of the Hub: how the client's process asks for them
     (r"GET /api/whoami-v2", _Handler._whoami),
     (r"POST /api/repos/create", _Handler._create),
     (r"POST /api/validate-yaml", _Handler._validate_card),
-    (rf"POST /api/models/{_NAME}/preupload/{_REVISION}", _Handler._preupload),
+    (rf"POST /api/(?:models/)?{_NAME}/preupload/{_REVISION}", _Handler._preupload),
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler._lfs_batch),
     (r"PUT /lfs/(\w+)", _Handler._store_blob),
-    (rf"POST /api/models/{_NAME}/commit/{_REVISION}", _Handler._commit),
-    (rf"GET /api/models/{_NAME}", _Handler._info),
-    (rf"GET /api/models/{_NAME}/revision/{_REVISION}", _Handler._info),
-    (rf"GET /api/models/{_NAME}/tree/{_REVISION}", _Handler._tree),
-    (rf"GET /api/models/{_NAME}/tree/{_REVISION}/(.+)", _Handler._tree),
+    (rf"POST /api/(?:models/)?{_NAME}/commit/{_REVISION}", _Handler._commit),
+    (rf"GET /api/(?:models/)?{_NAME}", _Handler._info),
+    (rf"GET /api/(?:models/)?{_NAME}/revision/{_REVISION}", _Handler._info),
+    (rf"GET /api/(?:models/)?{_NAME}/tree/{_REVISION}", _Handler._tree),
+    (rf"GET /api/(?:models/)?{_NAME}/tree/{_REVISION}/(.+)", _Handler._tree),
     (rf"(?:HEAD|GET) /{_NAME}/resolve/{_REVISION}/(.+)", _Handler._file),
 ]

@@ -2,13 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 import yaml
+from gradio_client import Client, handle_file
 from PIL import Image
 
 from modeling_fdt import (
@@ -22,6 +26,7 @@ from modeling_fdt import (
 )
 from run_scripts.hub import card as hub_card
 from run_scripts.hub.files import list_uploads
+from run_scripts.hub.space import write_space
 from run_scripts.push_to_hub import PushArguments, main
 from tests.hub_server import Hub
 from tests.test_remote_code import CODE, run_without_the_package
@@ -115,7 +120,7 @@ def test_only_what_belongs_to_a_model_is_pushed(report, server, name):
 def test_what_stays_behind_is_listed(report):
     (line,) = (line for line in report["left_behind"] if "left behind" in line)
     planted = (".env", "contact_sheet.png", "extra.pkl", "gallery/", "notes.json", "old_checkpoint/", "optimizer.pt")
-    assert line == f"left behind in folder: {', '.join(planted)}, private.py, rng_state.pth"
+    assert line == f"left behind in folder: {', '.join(planted)}, private.py, rng_state.pth, space/"
 
 
 def test_whole_checkpoints_are_refused(report):
@@ -148,6 +153,66 @@ def test_what_else_a_pushed_model_serves_where_the_package_is_not(report, enviro
     assert found == pytest.approx(expected, abs=1e-5) and len(answers["explained"]["codes"]) == 2
     assert len(answers["refused"]) == 2 and all("trust_remote_code=True" in error for error in answers["refused"])
     assert (tmp_path / "saved" / "sparse_encoder_fdt.py").exists()
+
+
+def write_repository(server: Hub, name: str, folder: Path) -> Path:
+    for path, content in files_of(server, name).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def space(report, server, environment, tmp_path):
+    """The address of the pushed Space, started as the Hub does; only its own folder and site-packages are there."""
+    folder = write_repository(server, "spaces/owner/page", tmp_path / "space")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    settings = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    settings["GRADIO_SERVER_PORT"] = url.rpartition(":")[2]
+    with open(tmp_path / "log", "w") as log:
+        # The folder of app.py comes first among those where Python looks for modules.
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=folder, env={**environment, **settings}, stdout=log, stderr=log
+        )
+    try:
+        for _ in range(3000):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            try:
+                httpx.get(url)
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_space_shows_the_pushed_model(space, server, tmp_path, images):
+    files = files_of(server, "spaces/owner/page")
+    metadata = metadata_of(files["README.md"].decode())
+    assert (metadata["sdk"], metadata["app_file"], metadata["models"]) == ("gradio", "app.py", ["owner/folder"])
+    requirements = files["requirements.txt"].decode().splitlines()
+    assert "matplotlib" in requirements and "gradio" not in requirements
+    images[0].save(tmp_path / "image.png")
+    client = Client(space, verbose=False, download_files=str(tmp_path / "answers"))
+    answer = client.predict(handle_file(tmp_path / "image.png"), "a cat, a dog", 2, api_name="/explain")[0]
+    folder = write_repository(server, "owner/folder", tmp_path / "model")
+    model, processor = FDTModel.from_pretrained(folder), FDTProcessor.from_pretrained(folder)
+    inputs = processor(images=images[0], text=["a cat", "a dog"], return_tensors="pt")
+    expected = dict(zip(["a cat", "a dog"], model(**inputs).logits_per_image[0].softmax(dim=-1).tolist(), strict=True))
+    assert {row["label"]: row["confidence"] for row in answer["confidences"]} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_space_needs_a_model_with_codes_and_its_name_on_the_hub(tmp_path, tiny_model, tiny_config):
+    tiny_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="owner//name"):
+        write_space(tmp_path / "model", "owner//name", tmp_path / "space")
+    FDTVisionModel(tiny_config).save_pretrained(tmp_path / "half")
+    with pytest.raises(ValueError, match="a Space needs an FDTModel"):
+        write_space(tmp_path / "half", "owner/name", tmp_path / "space")
+    assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.parametrize("name", ["classifier", "adapters", "classifier_adapters"])
