@@ -3,7 +3,8 @@
 
     python -m conversion.convert_fdt_to_hf --checkpoint ckpt.pth.tar --config config.json --output_dir OUT
 
-CLIP+FDT and DECLIP+FDT become an FDTModel, the CLIP baseline becomes transformers' CLIPModel.
+CLIP+FDT and DECLIP+FDT become an FDTModel, the CLIP baseline becomes transformers' CLIPModel. What DECLIP+FDT trains
+beside its model is written to `declip.safetensors`, from which `run_pretraining --objective declip` can go on.
 """
 
 import hashlib
@@ -59,8 +60,11 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
 
         checkpoint = read_original_checkpoint(arguments.checkpoint)
 
+        from safetensors.torch import save_file
+
         from modeling_fdt.model_card import write_model_card
 
+        from .declip import DECLIP_NAME, declip_state
         from .model_card import describe_conversion
         from .to_transformers import build_processor, convert
         from .verify import verify
@@ -70,6 +74,10 @@ def convert_fdt_to_hf(arguments: ConversionArguments) -> None:
             model.save_pretrained(folder)
             build_processor(config).save_pretrained(folder)
         del model
+        state = declip_state(checkpoint.tensors, config)
+        if state:
+            save_file(state, folder / DECLIP_NAME)
+            logger.info("heads and queue of training are in %s", DECLIP_NAME)
         differences = verify(folder, checkpoint, config) if arguments.verify else None
         if differences:
             logger.info("verified; largest relative differences: %s", {k: f"{v:.1g}" for k, v in differences.items()})

@@ -4,7 +4,8 @@
     python -m conversion.convert_hf_to_fdt --model OUT --output_dir ORIGINAL
 
 Tensors that FDT's outputs do not use (see `key_map.DROPPED`) are not in a transformers folder and not written; the
-original's loader names them as missing and goes on.
+original's loader names them as missing and goes on. With `--declip_heads` the heads and the queue of DeCLIP's
+objective are written, too, and the configuration is one of DECLIP+FDT.
 """
 
 import json
@@ -31,6 +32,9 @@ class BackConversionArguments:
             "help": "Where to write ckpt.pth.tar and config.json (Swin also swin_config.yaml); a new or empty folder."
         }
     )
+    declip_heads: str | None = field(
+        default=None, metadata={"help": "declip.safetensors of a checkpoint that was trained with DeCLIP's objective."}
+    )
     last_iter: int = field(default=0, metadata={"help": "The training step to record."})
     verify: bool = field(
         default=True, metadata={"help": "Compare with an independent forward pass of the written tensors."}
@@ -49,6 +53,7 @@ def convert_hf_to_fdt(arguments: BackConversionArguments) -> None:
         raise ValueError(f"`last_iter` must be from 0 to {LARGEST_STEP}, got {shown(arguments.last_iter)}")
     with new_folder(arguments.output_dir) as folder:
         # Imported here, since torch and transformers take seconds: help and most refusals come at once.
+        from .declip import as_declip, original_declip_tensors
         from .original_checkpoint import read_original_checkpoint, write_original_checkpoint
         from .to_original import original_config_of, original_tensors
         from .verify import verify
@@ -56,9 +61,14 @@ def convert_hf_to_fdt(arguments: BackConversionArguments) -> None:
 
         model = load_checked_model(arguments.model, ("fdt", "clip"))
         raw, swin = original_config_of(model)
+        heads = {}
+        if arguments.declip_heads is not None:
+            heads = original_declip_tensors(arguments.declip_heads, model.config)
+            raw = as_declip(raw, heads)
         config = parse_original_config(raw, swin)
         with reported_as(f"{arguments.output_dir}: cannot be written"):
-            write_original_checkpoint(folder / "ckpt.pth.tar", original_tensors(model, config), arguments.last_iter)
+            tensors = original_tensors(model, config) | heads
+            write_original_checkpoint(folder / "ckpt.pth.tar", tensors, arguments.last_iter)
         (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         if isinstance(config.vision, SwinDims):
             (folder / "swin_config.yaml").write_text(yaml.safe_dump(swin, sort_keys=False), encoding="utf-8")

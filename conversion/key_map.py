@@ -77,6 +77,27 @@ _CLIP_HEADS = (
     Entry("encode_text.text_projection.weight", ("text_projection.weight",)),
     Entry("logit_scale", ("logit_scale",), "scalar"),
 )
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+# Of DECLIP+FDT, what trains beside the model, by the names of `declip.safetensors`, which training writes and reads.
+DECLIP_HEADS = (
+    *(
+        Entry(f"{original}.{kind}", (f"simsiam.{ours}.{kind}",))
+        for original, ours, kinds in (
+            *((f"projector.linear{n + 1}", f"projector.{3 * n}", ("weight", "bias")) for n in range(3)),
+            *((f"projector.bn{n + 1}", f"projector.{3 * n + 1}", _BATCH_NORM) for n in range(3)),
+            ("predictor.linear1", "predictor.0", ("weight", "bias")),
+            ("predictor.bn1", "predictor.1", _BATCH_NORM),
+            ("predictor.layer2", "predictor.3", ("weight", "bias")),
+        )
+        for kind in kinds
+    ),
+    Entry("text_label_predictor.weight", ("token_classifier.weight",)),
+    Entry("text_label_predictor.bias", ("token_classifier.bias",)),
+)
+DECLIP_QUEUE = (
+    Entry("nn_replacer_text.bank", ("queue.features",), "transpose"),
+    Entry("nn_replacer_text.bank_ptr", ("queue.position",), "scalar"),
+)
 TEXT_PROJECTION_BIAS = "encode_text.text_projection.bias"  # transformers' CLIP has none: `convert_fdt_to_hf` folds it
 
 _CLIP_TOWERS_HEADS = {
@@ -91,6 +112,7 @@ _DROPPED_SWIN = {
     r"visual\.layers\.\d+\.blocks\.\d+\.attn_mask": "buffer",
 }
 _DROPPED_DECLIP = {
+    # Of these DECLIP_HEADS and DECLIP_QUEUE are kept beside the model.
     r"projector(_text|_nn_text)?\.(linear|bn)[123]\.(weight|bias)": "SimSiam projector, a training head",
     r"predictor(_text|_nn_text)?\.(linear1|bn1|layer2)\.(weight|bias)": "SimSiam predictor, a training head",
     r"(projector|predictor)(_text|_nn_text)?\.bn[123]\.(running_mean|running_var|num_batches_tracked)": (

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from modeling_fdt import FDTConfig, FDTImageProcessor, FDTModel, FDTProcessor, FDTTokenizer
 
 from .command_line import reported_as
-from .key_map import TEXT_PROJECTION_BIAS, check_tensors, dropped_names, key_map, to_ours
+from .key_map import DECLIP_HEADS, DECLIP_QUEUE, TEXT_PROJECTION_BIAS, check_tensors, dropped_names, key_map, to_ours
 from .original_checkpoint import OriginalCheckpoint
 from .original_config import (
     END_TOKEN_ID,
@@ -173,8 +173,10 @@ def convert(checkpoint: OriginalCheckpoint, config: OriginalConfig) -> PreTraine
     kept = [entry.original for entry in entries]
     for action, names in (("kept", kept), ("dropped", dropped)):
         logger.info("%s %d tensors, %s values", action, len(names), f"{sum(tensors[n].numel() for n in names):,}")
+    in_training_state = {entry.original for entry in DECLIP_HEADS + DECLIP_QUEUE}
     for name, reason in dropped.items():
-        logger.info("dropped %s: %s", name, reason)
+        if name not in in_training_state:
+            logger.info("dropped %s: %s", name, reason)
     return model.eval()
 
 

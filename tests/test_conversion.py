@@ -324,29 +324,6 @@ def test_swin_is_converted_verified_and_comes_back(tmp_path, caplog):
     )
 
 
-def test_declip_is_converted_without_its_training_heads(tmp_path, caplog):
-    raw = raw_config()
-    fdt = raw["model"]["kwargs"].pop("fdt")
-    raw["model"]["type"] = "declip_fdt_vitb32"
-    raw["model"]["kwargs"]["clip"] = fdt | {"return_nn_bank": True, "text_mask_type": "MLM", "feature_dim": 64}
-    shapes = vit_shapes(96, 2, 16, 16, 64) | text_shapes(64, 2, 64) | fdt_shapes(96, 64, 512, 64)
-    heads = linear("text_label_predictor", 49409, 64)
-    for layer in (1, 2, 3):
-        heads |= linear(f"projector.linear{layer}", 8, 8) | norm(f"projector.bn{layer}", 8)
-        heads |= {f"projector.bn{layer}.running_mean": (8,), f"projector.bn{layer}.running_var": (8,)}
-        heads |= {f"projector.bn{layer}.num_batches_tracked": ()}
-    heads |= linear("predictor.linear1", 8, 8) | norm("predictor.bn1", 8) | linear("predictor.layer2", 8, 8)
-    heads |= {f"nn_replacer_{half}.{name}": (8,) for half in ("img", "text") for name in ("bank", "bank_ptr")}
-    write_original_checkpoint(tmp_path / "ckpt.pth.tar", random_tensors(shapes | heads), 10)
-    arguments = ConversionArguments(
-        str(tmp_path / "ckpt.pth.tar"), str(write_config(tmp_path, raw)), str(tmp_path / "out")
-    )
-    with caplog.at_level(logging.INFO):
-        convert_fdt_to_hf(arguments)
-    assert "verified" in caplog.text
-    assert all(f"dropped {name}: " in caplog.text for name in heads)
-
-
 def test_every_model_type_has_a_list_of_dropped_names():
     assert DROPPED.keys() == MODEL_TYPES.keys()
 

@@ -1,6 +1,7 @@
 """DeCLIP's objective in training: exact under accumulation, resumed exactly, and nothing of it in what is exported."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from modeling_fdt import FDTModel
+from run_scripts.benchmarks.benchmark_declip import DeclipBenchmarkArguments
+from run_scripts.benchmarks.benchmark_declip import main as benchmark_declip
 from run_scripts.data.text_views import NO_LABEL
 from run_scripts.data.two_views import TwoViewCollator
 from run_scripts.training.arguments import ObjectiveArguments
 from run_scripts.training.declip import DECLIP_NAME, DeclipTrainer
 from run_scripts.training.pretraining import train
+from run_scripts.training.study import count_saved_parameters
 from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, collate, make_pairs, make_trainer, run_declip
 from tests.distributed_process import make_arguments, make_clip
@@ -161,6 +165,7 @@ def test_a_run_ends_in_an_fdt_model_without_heads(tmp_path, caplog):
         config = json.loads((folder / "config.json").read_text())
         assert config["architectures"] == ["FDTModel"] and config["auto_map"]["AutoModel"] == "modeling_fdt.FDTModel"
         assert load_file(folder / "model.safetensors").keys() == model.state_dict().keys()
+    assert count_saved_parameters(trainer.model) == model.num_parameters() < trainer.model.num_parameters()
     heads = load_file(tmp_path / "output" / "checkpoint-3" / DECLIP_NAME)
     assert heads.keys() == trainer.model.declip.state_dict().keys() | {"queue.features", "queue.position"}
     caplog.clear()
@@ -218,3 +223,12 @@ def test_another_model_is_refused(tmp_path):
     assert isinstance(model, CLIPModel)
     with pytest.raises(ValueError, match="objective='declip' trains an FDTModel, got a CLIPModel"):
         DeclipTrainer(model, make_arguments(str(tmp_path)), objective=ObjectiveArguments(objective="declip"))
+
+
+def test_benchmark_compares_the_objectives(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(declip_run(tmp_path)))
+    benchmark_declip(DeclipBenchmarkArguments(config=str(path), num_steps=2))
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert re.fullmatch(r"\| contrastive (\| [0-9.]+ \| 1.00 ){2}\|", lines[0])
+    assert re.fullmatch(r"\| declip (\| [0-9.]+ \| [0-9.]+ ){2}\|", lines[1])

@@ -260,7 +260,7 @@ def test_a_run_pushes_its_model_and_card(tmp_path, monkeypatch):
 # The configs
 
 
-LARGE_CONFIGS = ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32"]
+LARGE_CONFIGS = ["cc3m_vit_b32", "yfcc15m_vit_b32", "cc3m_clip_vit_b32", "cc3m_declip_vit_b32"]
 
 
 def read(*names: str) -> dict:
@@ -287,10 +287,15 @@ def test_a_smoke_run_differs_in_size_alone(name):
         }
 
 
-def test_configs_of_other_data_and_of_clip_say_what_differs():
+def test_configs_of_other_data_and_objectives_say_what_differs():
     full = read("cc3m_vit_b32")
     assert {key for key, value in read("yfcc15m_vit_b32").items() if value != full[key]} == {
         *("dataset", "output_dir", "max_steps", "per_device_train_batch_size"),
+    }
+    declip = read("cc3m_declip_vit_b32")
+    assert {key: value for key, value in declip.items() if value != full.get(key)} == {
+        "objective": "declip",
+        "output_dir": "outputs/cc3m_declip_vit_b32",
     }
     clip = read("cc3m_clip_vit_b32")
     assert {key for key, value in clip.items() if value != full[key]} == {"model_config", "output_dir"}

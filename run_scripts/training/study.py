@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from run_scripts.arguments import build_arguments, find_config, merge, read_config
 from run_scripts.evaluation.arguments import TASKS, EvaluationArguments
@@ -125,7 +125,7 @@ def run_once(arguments: StudyArguments, run: Run, command: str) -> dict[str, Any
         **asdict(run),
         "validation": [[entry["step"], entry[JUDGED_BY]] for entry in history],
         "evaluations": {} if run.is_tuning else evaluate_run(arguments, folder),
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "num_parameters": count_saved_parameters(trainer.model),
         "cpu_seconds_per_step": statistics.median(timer.seconds),
         "weights_sha256": hash_weights(str(folder)),
         "seconds": time.perf_counter() - started,
@@ -141,6 +141,12 @@ def run_once(arguments: StudyArguments, run: Run, command: str) -> dict[str, Any
     unfinished.rename(path)
     logger.info("%s: %s %.1f, %.0f seconds", run.name, JUDGED_BY, score(result), result["seconds"])
     return result
+
+
+def count_saved_parameters(model: PreTrainedModel) -> int:
+    """Without what trained beside the model alone."""
+    unsaved = model._keys_to_ignore_on_save or ()
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in unsaved)
 
 
 def build_task_arguments(arguments: StudyArguments, evaluation: dict[str, Any], model: str) -> EvaluationArguments:
