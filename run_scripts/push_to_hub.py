@@ -33,6 +33,9 @@ class PushArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Name on the Hub of the checkpoint that was trained further, for a new card."}
     )
+    code_names: str | None = field(
+        default=None, metadata={"help": "codes.parquet of run_visualization, whose names of codes go along."}
+    )
     endpoint: bool = field(default=False, metadata={"help": "Add handler.py, which Inference Endpoints run."})
     space: str | None = field(
         default=None, metadata={"help": "Name of a Space on the Hub, owner/name, that shows the model in a browser."}
@@ -46,14 +49,15 @@ def main(arguments: PushArguments) -> None:
     """Write the card where there is none, put the results into it, and upload.
 
     Raises:
-        ValueError: the folder holds no model, or none for an endpoint or a Space, a fact is given for a card that is
-            there, a file holds no results, or the folder holds adapters and nothing says which model on the Hub they
-            belong to.
+        ValueError: the folder holds no model, or none for an endpoint or a Space; a fact is given for a card that is
+            there; a file holds no results, or no names of this model's codes; or the folder holds adapters and
+            nothing says which model on the Hub they belong to.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses. The folder stays as it is, and the upload can be
             tried again.
     """
     from modeling_fdt.model_card import write_model_card
     from run_scripts.hub.card import add_results, is_written, name_base_model
+    from run_scripts.hub.code_names import write_code_names
     from run_scripts.hub.endpoint import write_endpoint
     from run_scripts.hub.files import push_folder
     from run_scripts.hub.space import push_space, write_space
@@ -62,6 +66,8 @@ def main(arguments: PushArguments) -> None:
     facts = {name: getattr(arguments, name) for name in ("license", "datasets", "base_model")}
     given = [name for name, value in facts.items() if value]
     is_sparse_encoder = is_two_tower_fdt(arguments.model)
+    if arguments.code_names is not None:
+        write_code_names(arguments.model, arguments.code_names)
     if arguments.endpoint:
         write_endpoint(arguments.model)
     if arguments.space is not None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -25,6 +26,7 @@ from modeling_fdt import (
     model_card,
 )
 from run_scripts.hub import card as hub_card
+from run_scripts.hub.code_names import write_code_names
 from run_scripts.hub.files import list_uploads
 from run_scripts.hub.space import write_space
 from run_scripts.push_to_hub import PushArguments, main
@@ -346,6 +348,34 @@ def test_adapters_must_name_a_base_model_that_others_can_load(tmp_path, monkeypa
     card = (tmp_path / "adapters" / "README.md").read_text()
     assert config == {"base_model_name_or_path": "owner/base", "r": 2}
     assert metadata_of(card)["base_model"] == "owner/base" and 'from_pretrained("owner/base"' in card
+
+
+def test_codes_are_called_by_names_beyond_chance_alone(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    names = {0: "dog", 1: "cat", 2: "grass", 3: "", 4: "sky"}
+    p_values = {0: (0.001, 0.4), 1: (0.2, 0.05), 2: (0.06, None), 3: (0.001, 0.001), 4: (None, None)}
+    rows = [
+        {
+            "code": code,
+            "name": names.get(code, "by chance"),
+            "image_coherence_p_value": p_values.get(code, (0.5, 0.5))[0],
+            "text_coherence_p_value": p_values.get(code, (0.5, 0.5))[1],
+        }
+        for code in range(64)
+    ]
+    table = tmp_path / "codes.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    write_code_names(tmp_path, table)
+    assert json.loads((tmp_path / "code_names.json").read_text()) == {"0": "dog", "1": "cat"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:32]), table)
+    with pytest.raises(ValueError, match="tells of 32 codes, the model in .* has 64"):
+        write_code_names(tmp_path, table)
+    no_parquet, no_gallery = tmp_path / "notes.txt", tmp_path / "other.parquet"
+    no_parquet.write_text("no parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"code": 0}]), no_gallery)
+    for other in (no_parquet, no_gallery):
+        with pytest.raises(ValueError, match="is no codes.parquet of run_visualization"):
+            write_code_names(tmp_path, other)
 
 
 def test_code_goes_along_if_a_configuration_names_it_or_such_code_imports_it(tmp_path):
