@@ -87,6 +87,16 @@ def test_scores_are_those_of_the_model(folder, tiny_model, tiny_processor, suffi
     assert 0 < ndcg < 1
 
 
+def test_results_of_other_weights_are_not_taken_for_this_models(folder, tiny_model):
+    first, _ = register_mteb_models("me/tiny", path=folder)
+    again, _ = register_mteb_models("me/tiny", path=folder)
+    tiny_model.logit_scale.data += 1
+    tiny_model.save_pretrained(folder)
+    other, _ = register_mteb_models("me/tiny", path=folder)
+    assert first.revision == again.revision != other.revision
+    mteb.get_model("me/tiny", device="cpu")
+
+
 def test_models_that_cannot_give_codes_are_refused(tmp_path, tiny_model, tiny_processor):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")

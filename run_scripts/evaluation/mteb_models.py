@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 import modeling_fdt  # noqa: F401 (registers FDT with the Auto classes)
 from modeling_fdt.towers_fdt import get_context_length
+from run_scripts.evaluation.results import hash_weights
 
 
 class FDTModelMeta(ModelMeta):
@@ -34,7 +35,7 @@ def register_mteb_models(name: str, path: str | None = None, **facts: Any) -> tu
         What MTEB knows of the two.
 
     Raises:
-        ValueError: the name has another form, or the model has no codes.
+        ValueError: the name has another form, the model has no codes, or the folder no safetensors file.
         OSError: there is no such model.
     """
     source = path or name
@@ -42,7 +43,8 @@ def register_mteb_models(name: str, path: str | None = None, **facts: Any) -> tu
     if not hasattr(config, "codebook_size"):
         raise ValueError(f"{source!r} is a {config.model_type} model, which has no codes")
     fields = {
-        "revision": None,
+        # MTEB takes older results of the same revision for this model's.
+        "revision": None if path is None else hash_weights(path),
         "release_date": None,
         "languages": ["eng-Latn"],
         "n_parameters": None,
