@@ -64,7 +64,9 @@ def _start_codebook(model: "FDTModel", processor: "FDTProcessor", arguments: War
     """Sets the model's codes to k-means centres; tells what they are, for the card."""
     import torch
 
-    from .warm_start import kmeans_codebook, load_pairs, token_queries
+    from modeling_fdt.kmeans import kmeans_codebook
+
+    from .warm_start import load_pairs, token_queries
 
     source = arguments.dataset
     columns = (arguments.image_column, arguments.caption_column)

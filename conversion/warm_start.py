@@ -1,5 +1,5 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a warm start: pretrained towers, a processor that fits them, and codes from k-means."""
+"""The parts of a warm start: pretrained towers, a processor that fits them, and token queries to start codes from."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from datasets import Dataset, load_dataset, load_from_disk
 from PIL import Image
-from sklearn.cluster import MiniBatchKMeans
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from modeling_fdt import FDTModel, FDTProcessor
@@ -109,33 +108,3 @@ def token_queries(
         patches, words = model.get_token_queries(outputs, inputs["pixel_values"])
         yield patches.flatten(0, 1)
         yield words[inputs["attention_mask"].bool()]
-
-
-def kmeans_codebook(queries: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:
-    """
-    Codes at the centres of clusters of token queries.
-
-    Args:
-        queries (`torch.Tensor` of shape `(tokens, codebook_dim)`): projected token features.
-        codebook_size: number of codes; at most the number of tokens.
-        seed: of k-means.
-
-    Returns:
-        `torch.Tensor` of shape `(codebook_size, codebook_dim)`: the centres, shifted and scaled as a whole to mean 0
-        and variance 1, which N(0, 1) codes have, so that the temperature keeps its meaning.
-
-    Raises:
-        ValueError: there are fewer tokens than codes, or all tokens are the same.
-    """
-    if len(queries) < codebook_size:
-        raise ValueError(
-            f"k-means needs at least as many tokens as codes, got {len(queries)} tokens for {codebook_size} codes; "
-            "use more pairs (`num_pairs`) or fewer codes (`codebook_size`)"
-        )
-    batch_size = max(1024, codebook_size)
-    kmeans = MiniBatchKMeans(codebook_size, random_state=seed, batch_size=batch_size, n_init=1).fit(queries.numpy())
-    centres = torch.from_numpy(kmeans.cluster_centers_).float()
-    centred = centres - centres.mean(0)
-    if not centred.any():
-        raise ValueError(f"k-means needs tokens that differ: all {codebook_size} centres are the same")
-    return centred / centred.std()

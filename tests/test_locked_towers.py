@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import models
-from transformers import AutoModel, AutoProcessor, BertModel, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertModel,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    set_seed,
+)
 
+from modeling_fdt.kmeans import kmeans_codebook
+from run_scripts.data.batches import ContrastiveCollator
+from run_scripts.data.pairs import load_train_dataset
 from run_scripts.training.arguments import ModelArguments
+from run_scripts.training.code_health import collect_queries
+from run_scripts.training.features import FeatureCollator, cache_features
 from run_scripts.training.pretraining import build_model, train
 from tests.conftest import needs_auto_image_processor
 from tests.test_run_pretraining import losses_of, parse, tiny_run
@@ -40,6 +53,38 @@ def test_both_towers_of_one_checkpoint(kind, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "output")
     assert processor(text="a " * 50, return_tensors="pt")["input_ids"].shape[1] == 12
     assert len(losses_of(trainer)) == 3
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_codes_start_at_centres_of_token_features(is_cached, tmp_path):
+    run = {**tiny_run(tmp_path, caption_column="caption"), "codebook_init": "kmeans"}
+    # What is saved is what training began with.
+    run |= {"learning_rate": 0.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    if is_cached:
+        del run["augmentation"]
+        run |= {"freeze": ["vision_tower", "text_tower"], "cache_features": str(tmp_path / "features")}
+    train(*parse(tmp_path, run))
+    codebook = load_file(tmp_path / "output" / "model.safetensors")["codebook"]
+
+    model_arguments, data_arguments, training_arguments, _ = parse(tmp_path, run)
+    set_seed(training_arguments.seed)
+    model, processor = build_model(model_arguments)
+    pairs = load_train_dataset(data_arguments)
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(training_arguments.seed))
+    collator = ContrastiveCollator(processor, "image", "caption", None)
+    if is_cached:
+        pairs = cache_features(run["cache_features"], model, processor, pairs, training_arguments)
+        collator = FeatureCollator()
+    batches = [collator([pairs[row] for row in rows]) for rows in order.view(2, 8).tolist()]
+    queries = torch.cat([collect_queries(model, inputs) for inputs in batches])
+    expected = kmeans_codebook(queries, 32, training_arguments.seed)
+    torch.testing.assert_close(codebook, expected)
+
+    with torch.no_grad():  # a resumed run keeps the codes of its checkpoint
+        weights = load_file(tmp_path / "output/checkpoint-1/model.safetensors")
+        save_file({**weights, "codebook": weights["codebook"] + 1}, tmp_path / "output/checkpoint-1/model.safetensors")
+    resumed = train(*parse(tmp_path, {**run, "resume_from_checkpoint": str(tmp_path / "output/checkpoint-1")}))
+    torch.testing.assert_close(resumed.model.codebook.detach(), codebook + 1)
 
 
 @needs_auto_image_processor
@@ -83,6 +128,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         ({"model": "a", "vision_model": "a", "text_model": "a"}, "give either model, vision_model and text_model"),
         ({"vision_model": "a", "text_model": "a", "image_processor_config": {}}, "brings its own image processor"),
         ({"vision_model": "a", "text_model": "a", "model_config": {"text_config": {}}}, r"got \['text_config'\]"),
+        ({"model": "a", "codebook_init": "kmeans"}, "model='a' brings its own codes"),
         ({"vision_model": "a", "text_model": "a", "model_config": {"model_type": "clip"}}, r"got \['model_type'\]"),
     ],
 )

@@ -33,8 +33,8 @@ from transformers import (
 
 from conversion.init_fdt_from_clip import WarmStartArguments, init_fdt_from_clip
 from conversion.open_clip import open_clip_image_processor
-from conversion.warm_start import kmeans_codebook
 from modeling_fdt import FDTModel
+from modeling_fdt.kmeans import kmeans_codebook
 
 
 def states_are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -29,6 +29,10 @@ class ModelArguments:
     image_processor_config: dict | str | None = field(
         default=None, metadata={"help": "Options of FDTImageProcessor, for a new model."}
     )
+    codebook_init: Literal["normal", "kmeans"] = field(
+        default="normal",
+        metadata={"help": "Start the codes of a new model from random numbers, or from clusters of token features."},
+    )
 
     def __post_init__(self):
         self.model_config = parse_json("model_config", self.model_config)
@@ -43,6 +47,8 @@ class ModelArguments:
                 "give either model, vision_model and text_model, or model_config, got "
                 f"model={self.model!r}, vision_model={self.vision_model!r} and model_config={self.model_config!r}"
             )
+        if self.codebook_init == "kmeans" and self.model is not None:
+            raise ValueError(f"codebook_init='kmeans' is for new models; model={self.model!r} brings its own codes")
         if self.image_processor_config is not None and (self.model is not None or self.vision_model is not None):
             raise ValueError("image_processor_config is for new models; a checkpoint brings its own image processor")
         of_towers = [n for n in self.model_config or {} if n == "model_type" or n.startswith(("vision_", "text_"))]

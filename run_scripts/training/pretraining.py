@@ -35,6 +35,7 @@ from run_scripts.data.scenes import SceneDataset
 from run_scripts.data.two_views import TwoViewCollator
 from run_scripts.training.arguments import ModelArguments, ObjectiveArguments
 from run_scripts.training.baselines import ControlConfig, ControlModel, build_clip
+from run_scripts.training.codebook_init import start_codebook
 from run_scripts.training.declip import DeclipTrainer
 from run_scripts.training.features import FeatureCollator, cache_features
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compute_retrieval
@@ -51,11 +52,26 @@ MODELS = {
 
 
 class PretrainingTrainer(FDTTrainer):
-    """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to."""
+    """FDTTrainer that reads a [`PairStream`], logs what was skipped, and augments on the device if asked to.
 
-    def __init__(self, *args, data_collator: ContrastiveCollator | FeatureCollator, **kwargs):
+    Args:
+        start_model: called with the model before the first step of a run, not of one that is resumed.
+    """
+
+    def __init__(
+        self,
+        *args,
+        data_collator: ContrastiveCollator | FeatureCollator,
+        start_model: Callable[[PreTrainedModel], None] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, data_collator=data_collator, **kwargs)
-        self.augmentation = data_collator.augmentation
+        self.augmentation, self.start_model = data_collator.augmentation, start_model
+
+    def begin_run(self, checkpoint: str | None) -> None:
+        super().begin_run(checkpoint)
+        if checkpoint is None and self.start_model is not None:
+            self.start_model(self.model)
 
     def get_train_dataloader(self) -> DataLoader:
         dataloader = super().get_train_dataloader()
@@ -166,6 +182,17 @@ def check_caching(model: PreTrainedModel, dataset: PairDataset | SceneDataset, f
         raise ValueError(f"cache_features is for FDT, whose groundings follow the towers, not {type(model).__name__}")
 
 
+def check_clustering(model: PreTrainedModel, dataset: PairDataset | PairStream | SceneDataset) -> None:
+    """Raise a ValueError where codes cannot start from clusters of token features."""
+    if isinstance(dataset, PairStream):
+        raise ValueError(
+            "codebook_init='kmeans' draws pairs by their number, which a stream does not have: start with a sample of "
+            "it by `python -m conversion.init_fdt_from_clip --dataset`, and give the folder as model"
+        )
+    if not isinstance(model, FDTModel):
+        raise ValueError(f"codebook_init='kmeans' is for FDT, not {type(model).__name__}, which has no codes")
+
+
 def check_size(dataset: PairDataset | PairStream | SceneDataset, training_arguments: FDTTrainingArguments) -> None:
     """Raise a ValueError where the data cannot fill a batch, or not every worker has something to read."""
     if isinstance(dataset, PairStream):
@@ -219,17 +246,29 @@ def train(
         model.to(memory_format=torch.channels_last)
     columns = (data_arguments.image_column, data_arguments.caption_column)
     build_trainer, collator = choose_objective(objective_arguments, processor, data_arguments)
+    eval_collator = ContrastiveCollator(processor, *columns, None)
     if data_arguments.cache_features is not None:
         check_caching(model, train_dataset, training_arguments.freeze)
         train_dataset = cache_features(
             data_arguments.cache_features, model, processor, train_dataset, training_arguments
         )
         collator = FeatureCollator()
+    start_model = None
+    if model_arguments.codebook_init == "kmeans":
+        check_clustering(model, train_dataset)
+        start_model = partial(
+            start_codebook,
+            dataset=train_dataset,
+            collator=eval_collator if data_arguments.cache_features is None else collator,
+            batch_size=training_arguments.per_device_eval_batch_size,
+            seed=training_arguments.seed,
+        )
     trainer = build_trainer(
         model=model,
         args=training_arguments,
         data_collator=collator,
-        eval_collator=ContrastiveCollator(processor, *columns, None),
+        eval_collator=eval_collator,
+        start_model=start_model,
         train_dataset=train_dataset,
         processing_class=processor,
         distinct_column=data_arguments.distinct_column,
