@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -34,6 +35,9 @@ class Request(BaseHTTPRequestHandler):
                 data = json.loads(body)
             if "inputs" not in data:
                 raise ValueError(f"Body needs to provide a inputs key, recieved: {body!r}")
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            if query and "parameters" not in data:
+                data["parameters"] = {name: int(text) if text.isnumeric() else text for name, text in query.items()}
             status, answer = 200, self.endpoint(data)
         except Exception as error:
             status, answer = 400, {"error": str(error)}
@@ -134,6 +138,15 @@ def test_zero_shot_by_default_reads_labels_with_commas_and_data_urls(url, encode
     )
 
 
+def test_an_image_as_the_body_has_its_parameters_in_the_address(url, png, encoded):
+    status, answer = post(f"{url}?candidate_labels=cat,dog", png, content_type="image/png")
+    assert status == 200 and answer == post(url, encoded, candidate_labels=["cat", "dog"])[1]
+    status, answer = post(f"{url}?task=codes&top_k=2", png, content_type="image/png")
+    assert status == 200 and answer == post(url, encoded, task="codes", top_k=2)[1]
+    status, answer = post(url, png, content_type="image/png")
+    assert status == 400 and "got 1 images, 0 texts and 0 labels" in answer["error"]
+
+
 def test_embeddings(url, encoded, expected):
     outputs, _ = expected
     status, answer = post(url, {"images": [encoded], "texts": ["a cat", "two dogs"]}, task="embeddings")
@@ -218,9 +231,6 @@ def test_truncated_images_and_parameters_of_another_form(url, png):
     assert status == 400 and "image 0 cannot be decoded" in answer["error"]
     status, answer = post(url, b'{"inputs": {"texts": ["a"]}, "parameters": ["codes"]}')
     assert status == 400 and "parameters must be an object, got ['codes']" in answer["error"]
-    # An image as the body has no place for labels.
-    status, answer = post(url, png, content_type="image/png")
-    assert status == 400 and "got 1 images, 0 texts and 0 labels" in answer["error"]
 
 
 def test_what_is_written_beside_the_model(folder, tmp_path, tiny_config):
