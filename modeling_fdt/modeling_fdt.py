@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -23,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
+from .loss_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, global_contrastive_loss
 from .towers_fdt import (
     ORIGINAL_CONTEXT_LENGTH,
     TYPES_TRAINED_WITH_PADDING,
@@ -89,8 +89,9 @@ class FDTOutput(ModelOutput):
             Symmetric InfoNCE over all pairs of the batch; in training on several processes, of the global batch.
         logits_per_image (`torch.Tensor` of shape `(image_batch_size, text_batch_size)`):
             Cosine similarities of images (rows) and captions times `exp(logit_scale)`, in float32 or better. Where the
-            loss is asked for in training on several processes, those of the global batch.
-        logits_per_text (`torch.Tensor` of shape `(text_batch_size, image_batch_size)`): the transpose.
+            loss is asked for in training on several processes, the captions are those of all of them, by rank.
+        logits_per_text (`torch.Tensor` of shape `(text_batch_size, image_batch_size)`):
+            Likewise of captions (rows) and images; on one process the transpose.
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, codebook_dim)`):
             The weighted sums of codes, of L2 norm 1.
         image_code_weights, text_code_weights (`torch.Tensor` of shape `(batch_size, codebook_size)`):
@@ -683,15 +684,18 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             text_kwargs = {name: value for name, value in text_kwargs.items() if value is not None}
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **text_kwargs, **kwargs)
 
-        logits_per_image = loss = pooler_output = None
+        logits_per_image = logits_per_text = loss = pooler_output = None
+        image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
         if not has_images or not has_captions:
-            pooler_output = image_output.image_embeds if has_images else text_output.text_embeds
+            pooler_output = image_embeds if has_images else text_embeds
+        elif self.training and return_loss and not torch.compiler.is_exporting():
+            loss, logits_per_image, logits_per_text = global_contrastive_loss(
+                image_embeds, text_embeds, self.capped_logit_scale
+            )
+            _warn_of_a_single_pair(logits_per_image.shape[1])
         else:
-            image_embeds, text_embeds = image_output.image_embeds, text_output.text_embeds
-            if self.training and return_loss:
-                image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
-                _warn_of_a_single_pair(len(image_embeds))
             logits_per_image = contrastive_logits(image_embeds, text_embeds, self.capped_logit_scale)
+            logits_per_text = logits_per_image.T
             # A loss would tie the two batch sizes of an exported model to each other.
             if return_loss and not torch.compiler.is_exporting() and len(image_embeds) == len(text_embeds):
                 loss = contrastive_loss(logits_per_image)
@@ -699,9 +703,9 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
         return FDTOutput(
             loss=loss,
             logits_per_image=logits_per_image,
-            logits_per_text=None if logits_per_image is None else logits_per_image.T,
-            image_embeds=image_output.image_embeds,
-            text_embeds=text_output.text_embeds,
+            logits_per_text=logits_per_text,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
             image_code_weights=image_output.image_code_weights,
             text_code_weights=text_output.text_code_weights,
             vision_model_output=image_output if has_images else None,
@@ -840,107 +844,6 @@ def _is_one_given(**inputs: torch.Tensor | None) -> bool:
 
 def _pop_with_prefix(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): kwargs.pop(name) for name in list(kwargs) if name.startswith(prefix)}
-
-
-def cap_logit_scale(logit_scale: torch.Tensor, logit_scale_max: float) -> torch.Tensor:
-    r"""
-    The logit scale that takes effect, `min(logit_scale, logit_scale_max)`.
-
-    Args:
-        logit_scale (`torch.Tensor`): natural logarithm of the factor on cosine similarities.
-        logit_scale_max (`float`): the largest that takes effect.
-
-    Returns:
-        `torch.Tensor` of the shape of `logit_scale`. The cap does not stop the gradient, so a parameter above it can
-        come down again.
-    """
-    return logit_scale - (logit_scale - logit_scale_max).clamp(min=0).detach()
-
-
-def contrastive_logits(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor
-) -> torch.Tensor:
-    r"""
-    Cosine similarities times the factor `exp(logit_scale)`.
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(image_batch_size, dim)`): of L2 norm 1.
-        text_embeds (`torch.Tensor` of shape `(text_batch_size, dim)`): of L2 norm 1.
-        logit_scale (`torch.Tensor` of shape `()`): natural logarithm of the factor, capped: [`cap_logit_scale`].
-
-    Returns:
-        `torch.Tensor` of shape `(image_batch_size, text_batch_size)`: logits per image, in float32 for embeddings of
-        half precision, under autocast too.
-    """
-    device, dtype = image_embeds.device, torch.promote_types(image_embeds.dtype, torch.float32)
-    with torch.autocast(device.type, enabled=False):
-        # Logits reach 100, where bfloat16 has steps of 0.5.
-        return logit_scale.to(device, dtype).exp() * image_embeds.to(dtype) @ text_embeds.to(device, dtype).T
-
-
-def contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
-    r"""
-    Symmetric InfoNCE: the mean of two cross-entropies, of images among captions and of captions among images.
-
-    Args:
-        logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`): image i and caption i are a pair.
-
-    Returns:
-        `torch.Tensor` of shape `()`, at least 0; `log(batch_size)` for logits that are all equal.
-    """
-    pairs = torch.arange(len(logits_per_image), device=logits_per_image.device)
-    image_loss = nn.functional.cross_entropy(logits_per_image, pairs)
-    text_loss = nn.functional.cross_entropy(logits_per_image.T, pairs)
-    return (image_loss + text_loss) / 2
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, local.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        # Every process computes the whole loss. The sum of their gradients, once DDP has averaged over the processes,
-        # is the gradient of one process with the whole batch.
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather_global_batch(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""
-    The embeddings of all processes, with gradients; on one process those given. Pair i is image i and caption i.
-
-    Args:
-        image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, dim)`): this process's pairs.
-
-    Returns:
-        Two `torch.Tensor` of shape `(world_size * batch_size, dim)`, ordered by rank.
-
-    Raises:
-        ValueError: there are not as many captions as images, or not as many pairs as on another process. Every process
-            raises it, so none is left waiting.
-    """
-    sizes = [[len(image_embeds), len(text_embeds)]]
-    is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if is_distributed:
-        local = torch.tensor(sizes[0], device=image_embeds.device)
-        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, local)
-        sizes = torch.stack(gathered).tolist()
-    for rank, (num_images, num_texts) in enumerate(sizes):
-        if num_images != num_texts:
-            raise ValueError(
-                f"Training needs as many captions as images, got {num_texts} and {num_images} on process {rank}."
-            )
-    if any(size != sizes[0] for size in sizes):
-        raise ValueError(f"Training needs as many pairs on every process, got {[size for size, _ in sizes]}.")
-    if not is_distributed:
-        return image_embeds, text_embeds
-    return _GatherWithGradient.apply(image_embeds), _GatherWithGradient.apply(text_embeds)
 
 
 # What is saved brings this code along; a folder of one half alone is what AutoModel then loads.

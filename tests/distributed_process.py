@@ -83,7 +83,8 @@ def run_model(rank: int, world_size: int) -> dict:
     output = wrapped(**local)
     output.loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    result = {"loss": output.loss.detach(), "logits": output.logits_per_image.detach(), "gradients": gradients}
+    result = {name: output[name].detach() for name in ("loss", "logits_per_image", "logits_per_text")}
+    result["gradients"] = gradients
     wrapped(**local).loss.backward()  # a second step stops here if the first left a parameter without a gradient
     if rank == 0:  # Evaluation makes no collective call: one rank alone would hang in one.
         result["evaluation"] = model.eval()(**local).logits_per_image.detach()

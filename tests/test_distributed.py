@@ -47,9 +47,10 @@ def test_loss_and_gradients_equal_one_process_with_the_whole_batch(ranks):
     output = model(**make_batch())
     output.loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    for result in (rank["model"] for rank in ranks):
+    for rank, result in enumerate(one["model"] for one in ranks):
         torch.testing.assert_close(result["loss"], output.loss.detach(), atol=1e-6, rtol=0)
-        torch.testing.assert_close(result["logits"], output.logits_per_image.detach(), atol=1e-5, rtol=0)
+        for name in ("logits_per_image", "logits_per_text"):  # of its own images, and of its own captions
+            torch.testing.assert_close(result[name], output[name].detach().chunk(2)[rank], atol=1e-5, rtol=0)
         assert_same_gradients(result["gradients"], expected)
 
 

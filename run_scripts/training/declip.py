@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 
 from modeling_fdt import FDTModel
-from modeling_fdt.modeling_fdt import gather_global_batch
+from modeling_fdt.loss_fdt import gather_global_batch
 from modeling_fdt.towers_fdt import get_hidden_size
 from run_scripts.training.arguments import ObjectiveArguments
 from run_scripts.training.declip_losses import (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from modeling_fdt.modeling_fdt import contrastive_logits, contrastive_loss
+from modeling_fdt.loss_fdt import contrastive_logits, contrastive_loss
 from run_scripts.data.text_views import NO_LABEL
 
 

@@ -17,7 +17,13 @@ from torch.utils.data import IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
-from modeling_fdt.modeling_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, gather_global_batch
+from modeling_fdt.loss_fdt import (
+    cap_logit_scale,
+    contrastive_logits,
+    contrastive_loss,
+    gather_global_batch,
+    global_contrastive_loss,
+)
 from run_scripts.data.batches import DistinctBatchSampler, EndlessSampler
 from run_scripts.data.scenes import SceneDataset
 from run_scripts.evaluation.code_usage import count_active, usage_entropy
@@ -173,8 +179,7 @@ class FDTTrainer(ReproducibleTrainer):
         return tuple(weight.float().mean(dim=0, keepdim=True) for weight in weights)
 
     def _compare(self, image_embeds, text_embeds, logit_scales, *mean_code_weights) -> torch.Tensor:
-        image_embeds, text_embeds = gather_global_batch(image_embeds, text_embeds)
-        loss = contrastive_loss(contrastive_logits(image_embeds, text_embeds, logit_scales.mean()))
+        loss, *_ = global_contrastive_loss(image_embeds, text_embeds, logit_scales.mean())
         return self._reward_usage(loss, mean_code_weights)
 
     def _reward_usage(self, loss: torch.Tensor, mean_code_weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -227,7 +232,7 @@ class FDTTrainer(ReproducibleTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 2:
-            # FSDP2 cannot shard a scalar. Every process computes the whole loss and so the scale's whole gradient.
+            # FSDP2 cannot shard a scalar; global_contrastive_loss gives its whole gradient on every process.
             self.accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList([self.model.logit_scale])]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
