@@ -186,8 +186,8 @@ def test_two_views_of_each_pair(tiny_processor, augment_on_device):
 
     augmentation = {"RandomResizedCrop": {"size": [32, 32]}, "ColorJitter": {"brightness": 0.4, "p": 1.0}}
     image = Image.linear_gradient("L").convert("RGB")
-    rows = [{"image": image, "text": "a large dog and a small cat in front of a car"} for _ in range(6)]
-    collator = TwoViewCollator(tiny_processor, "image", "text", augmentation, augment_on_device, edits=["deletion"])
+    rows = [{"image": image, "caption": "a large dog and a small cat in front of a car"} for _ in range(6)]
+    collator = TwoViewCollator(tiny_processor, augmentation, augment_on_device, edits=["deletion"])
     torch.manual_seed(0)
     batch = collator(rows)
     pixels = batch["pixel_values"]

@@ -128,7 +128,7 @@ def pixels_of(processor, image: Image.Image) -> torch.Tensor:
 
 def read_in_training(path: Path, folder: Path, processor) -> torch.Tensor:
     try:
-        pair = make_pair({"image": path.read_bytes(), "caption": "a"}, "image", "caption")
+        pair = make_pair({"image": path.read_bytes(), "caption": "a"})
     except BrokenPair as broken:
         raise broken.error from broken
     return pixels_of(processor, pair["image"])

@@ -105,7 +105,7 @@ def test_several_captions_and_broken_rows(tmp_path):
     assert cached.counts.totals()["skipped_missing_image"] == 1
     for row in (5, 9, 15):
         pair = pairs[row]
-        inputs = processor(images=pair["image"], text=pair["captions"], return_tensors="pt")
+        inputs = processor(images=pair["image"], text=pair["caption"], return_tensors="pt")
         found = cached[row]["features"]
         with torch.no_grad():
             expected = model.get_patch_features(inputs["pixel_values"])[0]

@@ -71,7 +71,7 @@ def test_codes_start_at_centres_of_token_features(is_cached, tmp_path):
     model, processor = build_model(model_arguments)
     pairs = load_train_dataset(data_arguments)
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(training_arguments.seed))
-    collator = ContrastiveCollator(processor, "image", "caption", None)
+    collator = ContrastiveCollator(processor)
     if is_cached:
         pairs = cache_features(run["cache_features"], model, processor, pairs, training_arguments)
         collator = FeatureCollator()

@@ -452,19 +452,19 @@ def test_processes_together_read_distinct_blocks():
 
 def test_collator_draws_captions_and_augments(tiny_processor):
     picture = Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 48, 3))
-    rows = [{"image": picture, "texts": ["one", "two words"]} for _ in range(64)]
-    augmented = ContrastiveCollator(tiny_processor, "image", "texts", AUGMENTATION)(rows)
+    rows = [{"image": picture, "caption": ["one", "two words"]} for _ in range(64)]
+    augmented = ContrastiveCollator(tiny_processor, AUGMENTATION)(rows)
     assert augmented["pixel_values"].shape == (64, 3, 32, 32)
     assert len(augmented["input_ids"].unique(dim=0)) == 2
     assert len(augmented["pixel_values"].unique(dim=0)) > 32
-    plain = ContrastiveCollator(tiny_processor, "image", "texts", None)(rows[:2])
+    plain = ContrastiveCollator(tiny_processor)(rows[:2])
     assert torch.equal(plain["pixel_values"][0], plain["pixel_values"][1])
 
 
 def test_augmentation_that_does_nothing_equals_evaluation(tiny_processor):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    rows = [{"image": image, "text": "x"} for image in (picture, picture.convert("RGBA"))]
+    rows = [{"image": image, "caption": "x"} for image in (picture, picture.convert("RGBA"))]
     flip_nothing = {"RandomHorizontalFlip": {"p": 0.0}}
-    plain, augmented = (ContrastiveCollator(tiny_processor, "image", "text", a)(rows) for a in (None, flip_nothing))
+    plain, augmented = (ContrastiveCollator(tiny_processor, a)(rows) for a in (None, flip_nothing))
     # Rescaling by 1 / 255 and division by 255 differ in the last bit of float32.
     torch.testing.assert_close(augmented["pixel_values"], plain["pixel_values"], rtol=0, atol=1e-6)

@@ -171,7 +171,7 @@ def test_the_buffer_mixes_shards(uneven):
 
 def test_more_readers_than_shards_are_refused(uneven):
     with pytest.raises(ValueError, match="7 shards for 8 readers"):
-        next(iter(PairStream(TarShards(uneven[0]), "image", "caption", DataCounts(0.1), 1, 0, num_processes=8)))
+        next(iter(PairStream(TarShards(uneven[0]), DataCounts(0.1), 1, 0, num_processes=8)))
     with pytest.raises(ValueError, match="7 shards for 10 readers"):
         next(iter(DataLoader(stream(uneven[0]), num_workers=10, collate_fn=list)))
 
@@ -207,7 +207,7 @@ def test_captions_of_the_json_file(tmp_path):
     ]
     write_tar(tmp_path / "0.tar", [*members, ("b.jpg", PICTURE), ("b.json", b"{broken")])
     pairs = stream(str(tmp_path / "0.tar"), caption_column="texts", max_broken_fraction=1)
-    assert [pair["texts"] for pair in pairs.read_epoch(0, 0, 1)] == [["one", "two"]]
+    assert [pair["caption"] for pair in pairs.read_epoch(0, 0, 1)] == [["one", "two"]]
     assert skipped(pairs) == {"missing_caption": 1}
     assert epoch_of(stream(str(tmp_path / "0.tar"))) == [["short"]]
 
@@ -284,7 +284,7 @@ def test_what_reads_captions_cuts_them(entry, tiny_model, tiny_processor, monkey
         lambda self, text, **kwargs: read.append(text) or call(self, text, **kwargs),
     )
     if entry == "training":
-        ContrastiveCollator(tiny_processor, "image", "caption", None)(rows)
+        ContrastiveCollator(tiny_processor)(rows)
     else:
         embed_captions(tiny_model, tiny_processor, [rows[0]["caption"]])
     assert [len(text) for text in read[0]] == [64 * 77]
@@ -446,7 +446,7 @@ def image_without_a_range() -> bytes:
 def test_a_row_that_is_no_pair_tells_why_and_is_counted_where_that_is_allowed(row, reason, message):
     counts = DataCounts(1.0)
     with pytest.raises(BrokenPair) as broken, counts.counting("here"):
-        make_pair(row, "image", "caption")
+        make_pair(row)
     assert broken.value.reason == reason and (message or "") in str(broken.value.error)
     assert counts.totals() == dict.fromkeys(counts.names, 0) | {"pairs_read": 1, f"skipped_{reason}": 1}
 
@@ -549,7 +549,7 @@ def noise(*sizes: tuple[int, int]) -> list[dict]:
 
 
 def test_the_recipe_takes_pictures_of_any_size_and_follows_torchs_generator(tiny_processor):
-    collator, rows = ContrastiveCollator(tiny_processor, "image", "caption", MOCO), noise((40, 50), (64, 33), (20, 20))
+    collator, rows = ContrastiveCollator(tiny_processor, MOCO), noise((40, 50), (64, 33), (20, 20))
 
     def pixels(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -570,9 +570,9 @@ def test_augmentation_leaves_the_generator_where_it_was(tiny_processor):
 def test_augmentation_on_the_device_equals_that_of_the_workers(tiny_processor):
     rows = noise((40, 50), (64, 33), (20, 20))
     torch.manual_seed(0)
-    expected = ContrastiveCollator(tiny_processor, "image", "caption", MOCO)(rows)["pixel_values"]
+    expected = ContrastiveCollator(tiny_processor, MOCO)(rows)["pixel_values"]
     torch.manual_seed(0)
-    collator = ContrastiveCollator(tiny_processor, "image", "caption", MOCO, augment_on_device=True)
+    collator = ContrastiveCollator(tiny_processor, MOCO, augment_on_device=True)
     inputs = collator(rows)
     assert inputs["pixel_values"][0].dtype == torch.uint8
     assert torch.equal(collator.augmentation.vary(*inputs["pixel_values"]), expected)
@@ -596,13 +596,13 @@ def test_bad_augmentation_is_refused(tiny_processor, augmentation, message):
 def test_without_a_size_images_are_resized_and_cropped_as_in_evaluation(tiny_processor):
     rows = noise((40, 50), (64, 33), (20, 20))
     steps = {"RandomHorizontalFlip": {"p": 1.0}}
-    pixels = ContrastiveCollator(tiny_processor, "image", "caption", steps)(rows)["pixel_values"]
+    pixels = ContrastiveCollator(tiny_processor, steps)(rows)["pixel_values"]
     plain = tiny_processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, plain.flip(-1), rtol=0, atol=1e-6)  # as above
 
 
 def test_images_that_stay_of_several_sizes_are_refused(tiny_processor):
-    collator = ContrastiveCollator(tiny_processor, "image", "caption", {"Resize": {"size": [32, 32]}})
+    collator = ContrastiveCollator(tiny_processor, {"Resize": {"size": [32, 32]}})
     with pytest.raises(ValueError, match="must begin with RandomResizedCrop or name no size"):
         collator(noise((32, 32), (40, 40)))
 

@@ -85,13 +85,12 @@ class EndlessSampler(Sampler[int]):
 
 
 class ContrastiveCollator:
-    """Turns rows into model inputs: one caption for each image, images augmented as one batch.
+    """Turns rows of [`open_source`] into model inputs: one caption for each image, images augmented as one batch.
 
     What is drawn comes from the generators of `random` and torch, which [`FDTTrainer`] seeds for every batch.
 
     Args:
         processor: gives the images' size, mean and standard deviation, and tokenises.
-        image_column, caption_column: names in the rows.
         augmentation: the steps of [`Augmentation`]. Without it the images are processed as in evaluation.
         augment_on_device: leave all but the cut to the trainer: `pixel_values` are then the arguments of
             [`Augmentation.vary`], images as bytes and a seed.
@@ -101,21 +100,14 @@ class ContrastiveCollator:
         (batch_size, longest caption).
     """
 
-    def __init__(
-        self,
-        processor: FDTProcessor,
-        image_column: str,
-        caption_column: str,
-        augmentation: dict | None,
-        augment_on_device: bool = False,
-    ):
-        self.processor, self.image_column, self.caption_column = processor, image_column, caption_column
+    def __init__(self, processor: FDTProcessor, augmentation: dict | None = None, augment_on_device: bool = False):
+        self.processor = processor
         self.augmentation = None if augmentation is None else Augmentation(augmentation, processor.image_processor)
         self.augment_on_device = augment_on_device
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         captions = self.draw_captions(rows)
-        images = [row[self.image_column] for row in rows]
+        images = [row["image"] for row in rows]
         if self.augmentation is None:
             return self.processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
         inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
@@ -124,7 +116,7 @@ class ContrastiveCollator:
 
     def draw_captions(self, rows: list[dict]) -> list[str]:
         """One caption for each row, not longer than can reach the model."""
-        captions = [row[self.caption_column] for row in rows]
+        captions = [row["caption"] for row in rows]
         captions = [random.choice(caption) if isinstance(caption, list) else caption for caption in captions]
         return [cut_caption(caption, self.processor.tokenizer) for caption in captions]
 

@@ -5,7 +5,6 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -16,17 +15,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
-from run_scripts.arguments import DataArguments, is_tar_pattern
+from run_scripts.arguments import DataArguments, PairArguments, is_tar_pattern
 from run_scripts.data.decoding import ImageError, decode_image, decode_rows
 from run_scripts.data.scenes import SceneDataset, is_world
-from run_scripts.data.source import (
-    DatasetShards,
-    check_captions,
-    check_columns,
-    leave_undecoded,
-    open_dataset,
-    split_rows,
-)
+from run_scripts.data.source import DatasetShards, check_columns, open_pairs, open_source, split_rows
 from run_scripts.data.tar_shards import TarShards
 
 
@@ -118,24 +110,24 @@ class DataCounts:
             raise
 
 
-def make_pair(row: dict[str, Any], image_column: str, caption_column: str) -> dict[str, Any]:
-    """The decoded image and the captions of a row under the same names.
+def make_pair(row: dict[str, Any]) -> dict[str, Any]:
+    """The decoded `image` of a row and the list of its captions as `caption`.
 
     Raises:
         BrokenPair: the row has no caption, or no image that can be decoded.
     """
-    captions = row.get(caption_column)
+    captions = row.get("caption")
     captions = list(captions) if isinstance(captions, list | tuple | np.ndarray) else [captions]
     captions = [caption for caption in captions if isinstance(caption, str) and caption.strip()]
     if not captions:
         raise BrokenPair("missing_caption")
-    if row.get(image_column) is None:
+    if row.get("image") is None:
         raise BrokenPair("missing_image")
     try:
-        image = decode_image(row[image_column])
+        image = decode_image(row["image"])
     except ImageError as error:
         raise BrokenPair("undecodable_image", error) from error
-    return {image_column: image, caption_column: captions}
+    return {"image": image, "caption": captions}
 
 
 class PairDataset(TorchDataset):
@@ -145,19 +137,16 @@ class PairDataset(TorchDataset):
     process's batch, in `distinct_column` where one is named.
 
     Args:
-        dataset: rows.
-        image_column, caption_column, distinct_column: names in the rows.
+        dataset: rows as [`open_source`] gives them.
+        distinct_column: name in the rows.
         counts: takes down what is skipped, at every visit.
 
     Raises:
         ValueError (when rows are read): too many rows are broken.
     """
 
-    def __init__(
-        self, dataset: Dataset, image_column: str, caption_column: str, distinct_column: str | None, counts: DataCounts
-    ):
-        self.image_column, self.caption_column, self.counts = image_column, caption_column, counts
-        self.dataset = leave_undecoded(dataset.select_columns([image_column, caption_column]), image_column)
+    def __init__(self, dataset: Dataset, distinct_column: str | None, counts: DataCounts):
+        self.dataset, self.counts = dataset.select_columns(["image", "caption"]), counts
         self.distinct_values = range(len(dataset)) if distinct_column is None else dataset[distinct_column][:]
         self.distinct_column = distinct_column
 
@@ -184,7 +173,7 @@ class PairDataset(TorchDataset):
 
     def _read(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         with self.counts.counting(f"row {index}"):
-            return make_pair(row, self.image_column, self.caption_column)
+            return make_pair(row)
 
     def _read_next(self, index: int, taken: set) -> dict[str, Any]:
         for other in chain(range(index + 1, len(self)), range(index)):
@@ -208,7 +197,6 @@ class PairStream(TorchIterableDataset):
 
     Args:
         shards: where to read.
-        image_column, caption_column: names in the rows.
         counts: takes down what is skipped.
         shuffle_buffer: how many pairs, not yet decoded, a reader draws from.
         seed: of the order.
@@ -221,8 +209,6 @@ class PairStream(TorchIterableDataset):
     def __init__(
         self,
         shards: DatasetShards | TarShards,
-        image_column: str,
-        caption_column: str,
         counts: DataCounts,
         shuffle_buffer: int,
         seed: int,
@@ -230,7 +216,6 @@ class PairStream(TorchIterableDataset):
         process_index: int = 0,
     ):
         self.shards, self.counts, self.shuffle_buffer, self.seed = shards, counts, shuffle_buffer, seed
-        self.image_column, self.caption_column = image_column, caption_column
         self.num_processes, self.process_index = num_processes, process_index
 
     def check_num_readers(self, num_workers: int) -> None:
@@ -268,7 +253,7 @@ class PairStream(TorchIterableDataset):
         for where, row in shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=generator)(rows):
             try:
                 with self.counts.counting(where):
-                    pair = make_pair(row, self.image_column, self.caption_column)
+                    pair = make_pair(row)
             except BrokenPair:
                 continue
             yield pair
@@ -297,26 +282,22 @@ def load_train_dataset(
         ValueError: a split, a shard or a column is missing.
     """
     counts = DataCounts(arguments.max_broken_fraction)
-    columns = (arguments.image_column, arguments.caption_column)
-    names = ("image_column", "caption_column", "distinct_column")
     if arguments.split == "train" and is_world(arguments.dataset):
         scenes = SceneDataset(arguments.dataset, seed, counts)
         if arguments.streaming:
             raise ValueError("streaming is for what is read; scenes are made when they are asked for")
+        names = ("image_column", "caption_column", "distinct_column")
         check_columns(scenes, **{name: getattr(arguments, name) for name in names})
         return scenes
     if is_tar_pattern(arguments.dataset):
-        shards = TarShards(arguments.dataset)
+        # Not through `datasets`, which would end at the first damaged shard; here it is counted.
+        shards = TarShards(arguments.dataset, arguments.caption_column)
     else:
-        dataset = open_dataset(
-            arguments.dataset, arguments.split, config_name=arguments.config_name, streaming=arguments.streaming
-        )
-        check_columns(dataset, **{name: getattr(arguments, name) for name in names})
-        check_captions(dataset, arguments.caption_column)
+        dataset, distinct_column = open_pairs(arguments)
         if not arguments.streaming:
-            return PairDataset(dataset, *columns, arguments.distinct_column, counts)
-        shards = DatasetShards(dataset, arguments.image_column)
-    return PairStream(shards, *columns, counts, arguments.shuffle_buffer, seed, num_processes, process_index)
+            return PairDataset(dataset, distinct_column, counts)
+        shards = DatasetShards(dataset)
+    return PairStream(shards, counts, arguments.shuffle_buffer, seed, num_processes, process_index)
 
 
 def load_eval_dataset(arguments: DataArguments) -> Dataset:
@@ -325,19 +306,16 @@ def load_eval_dataset(arguments: DataArguments) -> Dataset:
     Raises:
         ValueError: there are none, a column is missing, or a row has no caption.
     """
-    image_column, caption_column = arguments.image_column, arguments.caption_column
     is_same = arguments.validation_dataset is None
-    dataset = open_dataset(
-        arguments.dataset if is_same else arguments.validation_dataset,
-        arguments.validation_split,
+    source = PairArguments(
+        dataset=arguments.dataset if is_same else arguments.validation_dataset,
         config_name=arguments.config_name if is_same else None,
+        split=arguments.validation_split,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
     )
-    check_columns(dataset, image_column=image_column, caption_column=caption_column)
-    captions = [
-        caption[0] if isinstance(caption, list) and caption else caption for caption in dataset[caption_column]
-    ]
+    dataset = open_source(source).select_columns(["image", "caption"])
+    captions = [caption[0] if isinstance(caption, list) and caption else caption for caption in dataset["caption"]]
     if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ValueError(f"validation_split={arguments.validation_split!r} must hold rows, each with a caption")
-    dataset = leave_undecoded(dataset.select_columns([image_column]), image_column)
-    dataset = dataset.add_column(caption_column, captions)
-    return dataset.with_transform(partial(decode_rows, column=image_column))
+    return dataset.remove_columns("caption").add_column("caption", captions).with_transform(decode_rows)

@@ -12,7 +12,7 @@ import datasets
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from run_scripts.arguments import SourceArguments, is_tar_pattern
+from run_scripts.arguments import SourceArguments, TrainingDataArguments, is_tar_pattern
 from run_scripts.data.tar_shards import TarShards
 
 
@@ -28,21 +28,8 @@ _NUM_TOLD = 100
 _NAMES = {"image_column": "image", "caption_column": "caption"}
 
 
-def open_dataset(
-    source: str, split: str, *, config_name: str | None = None, streaming: bool = False
-) -> Dataset | IterableDataset:
-    """One split of a data set.
-
-    Args:
-        source: a folder written by `save_to_disk`, or whatever `datasets.load_dataset` takes: a name on the Hub, a
-            folder of images, a folder of parquet files.
-        split: name of the split.
-        config_name: which configuration of a data set on the Hub.
-        streaming: whether to read rows as they are asked for, which gives an `IterableDataset`.
-
-    Raises:
-        ValueError: the data set has no such split, or cannot be opened by that name.
-    """
+def _open_split(source: str, split: str, config_name: str | None, streaming: bool) -> Dataset | IterableDataset:
+    """One split of a folder of `save_to_disk`, or of whatever `datasets.load_dataset` takes."""
     if (Path(source) / "dataset_dict.json").exists():
         if config_name is not None:
             raise ValueError(f"config_name={config_name!r}: {source!r} was written by save_to_disk and has none")
@@ -82,8 +69,9 @@ def open_source(
     if is_tar_pattern(arguments.dataset):
         dataset = _open_tar_shards(arguments, split, {**roles, **columns}, streaming)
     else:
-        dataset = open_dataset(arguments.dataset, split, config_name=arguments.config_name, streaming=streaming)
+        dataset = _open_split(arguments.dataset, split, arguments.config_name, streaming)
     check_columns(dataset, **roles, **columns)
+    _check_captions(dataset, roles["caption_column"])
     dataset = leave_undecoded(dataset, arguments.image_column)
     names = {roles[role]: name for role, name in _NAMES.items() if roles[role] not in (None, name)}
     for argument, column in columns.items():
@@ -95,6 +83,16 @@ def open_source(
     in_the_way = [name for name in names.values() if name in (dataset.column_names or ()) and name not in names]
     dataset = dataset.remove_columns(in_the_way) if in_the_way else dataset
     return dataset.rename_columns(names) if names else dataset
+
+
+def open_pairs(
+    arguments: TrainingDataArguments, split: str | None = None
+) -> tuple[Dataset | IterableDataset, str | None]:
+    """The rows of [`open_source`], and what the distinct column is called there: it may be that of captions."""
+    name = arguments.distinct_column
+    if name is not None and name == arguments.caption_column:
+        return open_source(arguments, split), "caption"
+    return open_source(arguments, split, distinct_column=name), name
 
 
 def _open_tar_shards(
@@ -146,9 +144,8 @@ def _check_names(names: Collection[str], columns: dict[str, str | None]) -> None
             raise ValueError(f"{argument}={name!r} is no column of the data set; it has {sorted(names)}{hint}")
 
 
-def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> None:
-    """Raise a ValueError for a column that holds neither strings nor lists of them."""
-    if dataset.features is None:  # some streams: each caption is checked when it is read
+def _check_captions(dataset: Dataset | IterableDataset, caption_column: str | None) -> None:
+    if caption_column is None or dataset.features is None:  # some streams: each caption is checked when it is read
         return
     feature = dataset.features[caption_column]
     if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string", "null"):
@@ -156,15 +153,10 @@ def check_captions(dataset: Dataset | IterableDataset, caption_column: str) -> N
 
 
 class DatasetShards:
-    """The shards of a streamed split of `datasets`; images are left undecoded.
+    """The shards of a streamed split of `datasets`."""
 
-    Args:
-        dataset: the split.
-        image_column: its column of images.
-    """
-
-    def __init__(self, dataset: IterableDataset, image_column: str):
-        self.dataset = leave_undecoded(dataset, image_column)
+    def __init__(self, dataset: IterableDataset):
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return self.dataset.num_shards

@@ -18,15 +18,16 @@ class TarShards:
 
     Args:
         pattern: paths, URLs or `pipe:` commands of the shards, with braces: `pairs/{00000..00331}.tar`.
+        caption_column: another name by which json files have the captions.
 
     Raises:
         ValueError: a local shard does not exist.
     """
 
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str, caption_column: str = "caption"):
         from webdataset.shardlists import expand_urls
 
-        self.urls = expand_urls(pattern)
+        self.urls, self.caption_column = expand_urls(pattern), caption_column
         missing = [url for url in self.urls if ":" not in url and not Path(url).is_file()]
         if missing:
             raise ValueError(
@@ -49,6 +50,8 @@ class TarShards:
             row = {**_read_json(files.get("json")), "__key__": key, "image": _image_of(files)}
             if "txt" in files:
                 row["caption"] = files["txt"].decode(errors="replace")
+            if self.caption_column != "caption":
+                row["caption"] = row.get(self.caption_column)
             if errors and not _is_pair(files):
                 break  # the pair in which the shard is cut off: it counts as the shard's fault, not as a broken pair
             yield row

@@ -41,5 +41,5 @@ class TwoViewCollator(ContrastiveCollator):
         masked, labels = mask_tokens(**first, tokenizer=self.processor.tokenizer)
         inputs["input_ids"][: len(rows)] = masked
         inputs["token_labels"] = labels
-        inputs["pixel_values"] = self.augment([row[self.image_column] for row in rows] * 2)
+        inputs["pixel_values"] = self.augment([row["image"] for row in rows] * 2)
         return inputs

@@ -120,8 +120,8 @@ def _hash_pairs(pairs: PairDataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for rows in pairs.dataset.iter(_ROWS_HASHED_AT_ONCE):
         for row in split_rows(rows):
-            data = _read_bytes(row[pairs.image_column])
-            digest.update(json.dumps([None if data is None else len(data), row[pairs.caption_column]]).encode())
+            data = _read_bytes(row["image"])
+            digest.update(json.dumps([None if data is None else len(data), row["caption"]]).encode())
             digest.update(data or b"")
     return digest.hexdigest()
 
@@ -321,21 +321,21 @@ class _Rows(TorchDataset):
 
     def _make_pair(self, row: dict[str, Any]) -> dict[str, Any] | str:
         try:
-            return make_pair(row, self.pairs.image_column, self.pairs.caption_column)
+            return make_pair(row)
         except BrokenPair as broken:
             return broken.reason
 
 
-def _process(rows: list[dict[str, Any] | str], processor: FDTProcessor, columns: tuple[str, str]) -> dict[str, Any]:
+def _process(rows: list[dict[str, Any] | str], processor: FDTProcessor) -> dict[str, Any]:
     """What the model takes of the usable rows, and for every row its number of captions and what is broken."""
     pairs = [row for row in rows if not isinstance(row, str)]
     batch = {
         "broken": [DataCounts.REASONS.index(row) + 1 if isinstance(row, str) else 0 for row in rows],
-        "num_captions": [0 if isinstance(row, str) else len(row[columns[1]]) for row in rows],
+        "num_captions": [0 if isinstance(row, str) else len(row["caption"]) for row in rows],
     }
     if pairs:
-        captions = [cut_caption(caption, processor.tokenizer) for pair in pairs for caption in pair[columns[1]]]
-        images = [pair[columns[0]] for pair in pairs]
+        captions = [cut_caption(caption, processor.tokenizer) for pair in pairs for caption in pair["caption"]]
+        images = [pair["image"] for pair in pairs]
         batch["pixel_values"] = processor(images=images, return_tensors="pt")["pixel_values"]
         batch["captions"] = processor(text=captions, return_tensors="pt", padding=True, truncation=True)
     return batch
@@ -362,7 +362,7 @@ def write_shards(
     loader = DataLoader(
         _Rows(pairs),
         batch_sampler=[batch for of_shard in batches.values() for batch in of_shard],
-        collate_fn=partial(_process, processor=processor, columns=(pairs.image_column, pairs.caption_column)),
+        collate_fn=partial(_process, processor=processor),
         num_workers=arguments.dataloader_num_workers,
     )
     model.eval()

@@ -21,11 +21,11 @@ from transformers import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from modeling_fdt import FDTConfig, FDTForImageClassification, FDTModel, FDTProcessor
-from run_scripts.arguments import resolve_config
+from run_scripts.arguments import SourceArguments, resolve_config
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.decoding import decode_rows
 from run_scripts.data.files import format_markdown_table
-from run_scripts.data.source import check_columns, leave_undecoded, open_dataset
+from run_scripts.data.source import open_pairs, open_source
 from run_scripts.evaluation.embedding import embed_captions
 from run_scripts.evaluation.metrics import recall_at
 from run_scripts.training.arguments import (
@@ -42,23 +42,25 @@ from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments, compu
 logger = logging.getLogger(__name__)
 
 
-def load_splits(arguments: FineTuningDataArguments, column: str, seed: int) -> list[Dataset]:
-    """The rows to train on and those to evaluate on.
+def load_splits(arguments: FineTuningDataArguments, task: str, seed: int) -> tuple[list[Dataset], str | None]:
+    """The rows to train on and those to evaluate on, and what their distinct column is called.
 
     Args:
         arguments: name the splits and columns.
-        column: which argument names the column of targets, `label_column` or `caption_column`.
+        task: "classification", whose rows need no captions, or "contrastive".
         seed: of the draw, where a share is held out.
     """
     names = [name for name in (arguments.split, arguments.validation_split) if name is not None]
-    splits = [open_dataset(arguments.dataset, name, config_name=arguments.config_name) for name in names]
-    columns = {name: getattr(arguments, name) for name in ("image_column", column, "distinct_column")}
-    for split in splits:
-        check_columns(split, **columns)
+    if task == "classification":
+        source = SourceArguments(**{field.name: getattr(arguments, field.name) for field in fields(SourceArguments)})
+        opened = [(open_source(source, name, label_column=arguments.label_column), None) for name in names]
+    else:
+        opened = [open_pairs(arguments, name) for name in names]
+    splits, distinct_column = [split for split, _ in opened], opened[0][1]
     if arguments.validation_share is not None:
         parts = splits[0].train_test_split(arguments.validation_share, seed=seed)
         splits = [parts["train"], parts["test"]]
-    return [leave_undecoded(split, arguments.image_column) for split in splits]
+    return splits, distinct_column
 
 
 def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) -> tuple[Dataset, Dataset, list[str]]:
@@ -98,8 +100,8 @@ def encode_labels(train_dataset: Dataset, eval_dataset: Dataset, column: str) ->
 
 
 def check_every_caption(dataset: Dataset, column: str) -> None:
-    """Raise a ValueError for the first row whose caption is missing or empty."""
-    for row, captions in enumerate(dataset[column]):
+    """Raise a ValueError, naming the column of the data set, for the first row whose caption is missing or empty."""
+    for row, captions in enumerate(dataset["caption"]):
         captions = captions if isinstance(captions, list) else [captions]
         if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
             raise ValueError(f"caption_column={column!r} holds no caption in row {row}, got {captions}")
@@ -108,12 +110,12 @@ def check_every_caption(dataset: Dataset, column: str) -> None:
 class ClassificationCollator(ContrastiveCollator):
     """Turns rows into `pixel_values` and `labels`; images are augmented as a [`ContrastiveCollator`] does it."""
 
-    def __init__(self, processor: FDTProcessor, image_column: str, label_column: str, augmentation: dict | None):
-        super().__init__(processor, image_column, "", augmentation)
+    def __init__(self, processor: FDTProcessor, label_column: str, augmentation: dict | None = None):
+        super().__init__(processor, augmentation)
         self.label_column = label_column
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
-        images = [row[self.image_column] for row in rows]
+        images = [row["image"] for row in rows]
         if self.augmentation is None:
             inputs = self.processor(images=images, return_tensors="pt")
         else:
@@ -228,8 +230,8 @@ def prepare_classification(
     arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, splits: list[Dataset]
 ) -> tuple[dict, FDTProcessor]:
     """What the trainer of a classifier takes, and the processor."""
-    name, columns = arguments.model, (data_arguments.image_column, data_arguments.label_column)
-    train_dataset, eval_dataset, names = encode_labels(*splits, data_arguments.label_column)
+    name, column = arguments.model, data_arguments.label_column
+    train_dataset, eval_dataset, names = encode_labels(*splits, column)
     model, processor = load_classifier(name, names), FDTProcessor.from_pretrained(name)
     if arguments.zero_shot_template is not None:
         captions = [arguments.zero_shot_template.format(name) for name in names]
@@ -238,8 +240,8 @@ def prepare_classification(
         "model": model,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
-        "data_collator": ClassificationCollator(processor, *columns, data_arguments.augmentation),
-        "eval_collator": ClassificationCollator(processor, *columns, None),
+        "data_collator": ClassificationCollator(processor, column, data_arguments.augmentation),
+        "eval_collator": ClassificationCollator(processor, column),
         "compute_metrics": compute_accuracy,
     }
     return parts, processor
@@ -249,21 +251,20 @@ def prepare_contrastive(
     arguments: FineTuningArguments, data_arguments: FineTuningDataArguments, splits: list[Dataset]
 ) -> tuple[dict, FDTProcessor]:
     """What the trainer of a contrastive model takes, and the processor."""
-    name, columns = arguments.model, (data_arguments.image_column, data_arguments.caption_column)
+    name = arguments.model
     for split in splits:
         check_every_caption(split, data_arguments.caption_column)
     train_dataset, eval_dataset = splits
-    captions = [c[0] if isinstance(c, list) else c for c in eval_dataset[data_arguments.caption_column]]
-    eval_dataset = eval_dataset.remove_columns(columns[1]).add_column(columns[1], captions)
+    captions = [c[0] if isinstance(c, list) else c for c in eval_dataset["caption"]]
+    eval_dataset = eval_dataset.remove_columns("caption").add_column("caption", captions)
     model, processor = load_checkpoint(FDTModel, name), FDTProcessor.from_pretrained(name)
     parts = {
         "model": model,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
-        "data_collator": ContrastiveCollator(processor, *columns, data_arguments.augmentation),
-        "eval_collator": ContrastiveCollator(processor, *columns, None),
+        "data_collator": ContrastiveCollator(processor, data_arguments.augmentation),
+        "eval_collator": ContrastiveCollator(processor),
         "compute_metrics": partial(compute_retrieval, captions=captions),
-        "distinct_column": data_arguments.distinct_column,
     }
     return parts, processor
 
@@ -296,9 +297,7 @@ def build_trainer(
     """Open the data, load the model, freeze what does not train, and join them."""
     check_fine_tuning(arguments, data_arguments, training_arguments)
     is_classifier = arguments.task == "classification"
-    splits = load_splits(
-        data_arguments, "label_column" if is_classifier else "caption_column", training_arguments.seed
-    )
+    splits, distinct_column = load_splits(data_arguments, arguments.task, training_arguments.seed)
     batch_size = training_arguments.train_batch_size * training_arguments.world_size
     if training_arguments.dataloader_drop_last and len(splits[0]) < batch_size:
         raise ValueError(
@@ -307,8 +306,10 @@ def build_trainer(
         )
     prepare = prepare_classification if is_classifier else prepare_contrastive
     parts, processor = prepare(arguments, data_arguments, splits)
+    if not is_classifier:
+        parts["distinct_column"] = distinct_column
     for name in ("train_dataset", "eval_dataset"):
-        parts[name] = parts[name].with_transform(partial(decode_rows, column=data_arguments.image_column))
+        parts[name] = parts[name].with_transform(decode_rows)
     if arguments.train == "classifier":
         freeze_all_but_classifier(parts["model"])
     elif arguments.train == "lora":

@@ -209,8 +209,7 @@ def choose_objective(
     arguments: ObjectiveArguments, processor: ProcessorMixin, data_arguments: DataArguments
 ) -> tuple[Callable[..., PretrainingTrainer], ContrastiveCollator]:
     """What makes the trainer, and what makes its batches."""
-    columns = (data_arguments.image_column, data_arguments.caption_column)
-    collator_arguments = (processor, *columns, data_arguments.augmentation, data_arguments.augment_on_device)
+    collator_arguments = (processor, data_arguments.augmentation, data_arguments.augment_on_device)
     if arguments.objective == "declip":
         collator = TwoViewCollator(*collator_arguments, edits=arguments.text_edits)
         return partial(DeclipPretrainingTrainer, objective=arguments), collator
@@ -236,7 +235,7 @@ def train(
     evaluation = {}
     if data_arguments.validation_split is not None:
         evaluation["eval_dataset"] = load_eval_dataset(data_arguments)
-        captions = list(evaluation["eval_dataset"][data_arguments.caption_column])
+        captions = list(evaluation["eval_dataset"]["caption"])
         evaluation["compute_metrics"] = partial(compute_retrieval, captions=captions)
 
     set_seed(training_arguments.seed)
@@ -244,9 +243,8 @@ def train(
     if training_arguments.device.type == "cpu":
         # Of no effect but speed: convolutions on a CPU take about three quarters of the time.
         model.to(memory_format=torch.channels_last)
-    columns = (data_arguments.image_column, data_arguments.caption_column)
     build_trainer, collator = choose_objective(objective_arguments, processor, data_arguments)
-    eval_collator = ContrastiveCollator(processor, *columns, None)
+    eval_collator = ContrastiveCollator(processor)
     if data_arguments.cache_features is not None:
         check_caching(model, train_dataset, training_arguments.freeze)
         train_dataset = cache_features(
@@ -271,7 +269,7 @@ def train(
         start_model=start_model,
         train_dataset=train_dataset,
         processing_class=processor,
-        distinct_column=data_arguments.distinct_column,
+        distinct_column=train_dataset.distinct_column if isinstance(train_dataset, PairDataset) else None,
         run_config=resolve_config(model_arguments, data_arguments, training_arguments, objective_arguments),
         callbacks=callbacks,
         **evaluation,
