@@ -161,9 +161,9 @@ def test_evaluation_is_of_every_row_without_augmentation(trained):
     model, processor = load_model(str(tmp_path / "output"))
     scores = (
         embed_images(model, processor, rows["image"]).embeds
-        @ embed_captions(model, processor, rows["captions"]).embeds.T
+        @ embed_captions(model, processor, rows["caption"]).embeds.T
     )
-    is_relevant = torch.tensor([[a == b for b in rows["captions"]] for a in rows["captions"]])
+    is_relevant = torch.tensor([[a == b for b in rows["caption"]] for a in rows["caption"]])
     assert evaluation["eval_image_to_text_R@1"] == pytest.approx(metrics.recall_at(scores, is_relevant, 1))
     assert evaluation["eval_text_to_image_R@1"] == pytest.approx(metrics.recall_at(scores.T, is_relevant, 1))
     assert evaluation["eval_image_to_text_R@1"] > 0.5
