@@ -39,3 +39,22 @@ class AppArguments(CheckpointArguments):
     """Which model the page shows, and where."""
 
     port: int = field(default=7860, metadata={"help": "Port of the page, on this machine only."})
+
+
+@dataclass(kw_only=True)
+class ScreenshotArguments:
+    """Which pages are photographed, and where the photographs go."""
+
+    gallery: str = field(metadata={"help": "Folder of run_visualization."})
+    output_dir: str = field(metadata={"help": "Folder for the PNGs, named by view and page; older ones are replaced."})
+    report: str | None = field(default=None, metadata={"help": "HTML page of run_evaluation."})
+    model: str | None = field(default=None, metadata={"help": "Checkpoint to photograph run_app with, on `image`."})
+    image: str | None = field(default=None, metadata={"help": "Image that the app explains."})
+    labels: str = field(
+        default="a burger, a tiger, a guitar, a cow", metadata={"help": "Labels that the app compares it with."}
+    )
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: cuda where there is one."})
+
+    def __post_init__(self):
+        if (self.model is None) != (self.image is None):
+            raise ValueError(f"give model and image together, got model={self.model!r}, image={self.image!r}")
