@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 selenium = pytest.importorskip("selenium", reason="needs the package selenium")
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
+from run_scripts.visualization import screenshots  # noqa: E402
+from run_scripts.visualization.arguments import ScreenshotArguments  # noqa: E402
 from run_scripts.visualization.collection import visualize  # noqa: E402
 from tests.test_visualization import HOSTILE, build_gallery  # noqa: E402
 
@@ -36,20 +38,14 @@ def gallery(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with screenshots.open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(autouse=True)
 def nothing_goes_wrong(browser, gallery):
     """No error or warning on any page that a test opens, and no request beyond the folder."""
-    show(browser)
+    screenshots.set_view(browser)
     yield
     assert browser.get_log("browser") == []
     requests = [
@@ -57,13 +53,6 @@ def nothing_goes_wrong(browser, gallery):
     ]
     assert requests
     assert not any('"url":"http' in message or '"url":"//' in message for message in requests)
-
-
-def show(browser, width: int = 1200, scheme: str = "light") -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def code_pages(gallery) -> list[str]:
@@ -131,6 +120,52 @@ def test_search_of_codes_sorts_and_filters(browser, gallery):
     assert any(int(title.split()[0]) == last for title in titles(browser))
 
 
+def test_named_codes_come_first_and_show_the_caption_that_matches(browser, gallery):
+    open_page(browser, gallery, "codes.html?q=cat")
+    names = [title.split(maxsplit=1)[1].split(" · ") for title in titles(browser)]
+    is_named = [any("cat" in word for word in words) for words in names]
+    assert True in is_named and False in is_named and is_named == sorted(is_named, reverse=True)
+    shown = [match.text for match in browser.find_elements(By.CSS_SELECTOR, "#results q")]
+    assert shown and all("cat" in caption.lower() for caption in shown)
+    cards = browser.find_elements(By.CSS_SELECTOR, "#results .card")
+    assert any("of image pairs alike, p = 0." in card.text for card in cards)
+
+
+def test_heat_maps_are_switched_by_keyboard_and_the_choice_is_remembered(browser, gallery):
+    open_page(browser, gallery, "image/1.html")
+    count = (
+        "const c = document.querySelector('.maps canvas'), copy = document.createElement('canvas');"
+        "const context = copy.getContext('2d', { willReadFrequently: true });"
+        "[copy.width, copy.height] = [c.width, c.height]; context.drawImage(c, 0, 0);"
+        "return [c.width, [...context.getImageData(0, 0, c.width, c.height).data].filter(Boolean).length]"
+    )
+    veil, mode = browser.execute_script(count), browser.find_element(By.CSS_SELECTOR, "input[value=veil]")
+    assert veil[0] == 4 and veil[1] > 0
+    mode.send_keys(Keys.ARROW_RIGHT)
+    contour = browser.execute_script(count)
+    assert contour[0] > 4 and contour[1] > 0
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.execute_script(count)[1] == 0
+    open_page(browser, gallery, "image/0.html")
+    assert browser.find_element(By.CSS_SELECTOR, "input[value=plain]").is_selected()
+    browser.find_element(By.CSS_SELECTOR, "input[value=veil]").click()
+    assert browser.execute_script(count)[1] > 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_words_stay_in_their_cards(browser, gallery, width):
+    screenshots.set_view(browser, width=width)
+    open_page(browser, gallery, "images.html")
+    browser.execute_script(
+        "document.querySelectorAll('#results .note, #results .title').forEach("
+        "(e) => { e.textContent = 'american_staffordshire_terrier'.repeat(9) })"
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.card')].every((card) => card.scrollWidth <= card.clientWidth)"
+    )
+
+
 def test_by_keyboard_from_the_overview_to_a_code_to_an_image(browser, gallery):
     open_page(browser, gallery, "index.html")
 
@@ -158,7 +193,7 @@ def test_by_keyboard_from_the_overview_to_a_code_to_an_image(browser, gallery):
 
 
 def test_every_page_fits_a_phone(browser, gallery):
-    show(browser, width=390)
+    screenshots.set_view(browser, width=390)
     for page in [*PAGES, *code_pages(gallery)]:
         open_page(browser, gallery, page)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, page
@@ -184,7 +219,7 @@ return [...document.querySelectorAll('main *, header a, footer *')]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark_mode(browser, gallery, scheme):
-    show(browser, scheme=scheme)
+    screenshots.set_view(browser, scheme=scheme)
     for page in [*PAGES, *code_pages(gallery)]:
         open_page(browser, gallery, page)
         paper = browser.find_element(By.TAG_NAME, "html").value_of_css_property("background-color")
@@ -203,3 +238,16 @@ def test_hostile_captions_run_nothing(browser, gallery):
         browser.execute_script("return document.querySelectorAll('#results script, #results img[onerror]').length")
         == 0
     )
+
+
+def test_screenshots_show_whole_pages_in_every_view(browser, gallery, tmp_path):
+    open_page(browser, gallery, "index.html")
+    report = gallery / "index.html"  # any page will do
+    screenshots.take_screenshots(
+        ScreenshotArguments(gallery=str(gallery), report=str(report), output_dir=str(tmp_path))
+    )
+    sizes = {path.stem: Image.open(path).size for path in tmp_path.iterdir()}
+    pages = ("index", "codes", "search", "images", "code", "image", "report")
+    assert set(sizes) == {f"{view}_{page}" for view in ("light", "dark", "phone") for page in pages}
+    assert {sizes[f"{view}_index"][0] for view in ("light", "dark")} == {1280}
+    assert sizes["phone_index"][0] == 390 and sizes["phone_index"][1] > 844

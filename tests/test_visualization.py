@@ -21,8 +21,9 @@ from transformers import CLIPConfig, CLIPModel
 from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
 from run_scripts.arguments import parse_arguments
 from run_scripts.visualization import code_statistics, coherence, collection, figures, gallery, records
-from run_scripts.visualization.arguments import VisualizationArguments
+from run_scripts.visualization.arguments import ScreenshotArguments, VisualizationArguments
 from run_scripts.visualization.code_statistics import ModalityStatistics, Sample, TopItems
+from run_scripts.visualization.code_summary import CodeSummary
 from run_scripts.visualization.coherence import CoherenceTest, Label
 from run_scripts.visualization.collection import visualize
 from run_scripts.visualization.records import HeatMap, MarkedWords
@@ -137,6 +138,16 @@ def test_coherence_against_random_draws():
     assert sum(p <= 0.05 for p in chance) / 200 < 0.12
 
 
+def test_significance_is_of_the_images_where_there_are_any():
+    low, high = coherence.Coherence(1, 0.1, 0.01), coherence.Coherence(0.1, 0.1, 0.5)
+
+    def is_significant(image, text) -> bool:
+        return CodeSummary(0, ["cat"], 1, 1, 1, 1, 0.5, image, text, [], [], []).is_significant
+
+    assert is_significant(low, high) and is_significant(None, low)
+    assert not is_significant(high, low) and not is_significant(None, None)
+
+
 def test_distinctive_words():
     background = Counter({"face": 400, "red": 100, "heart": 20, "rare": 1})
     captions = [{"red", "heart"}, {"heart", "face"}, {"red", "face"}, {"heart", "unseen"}]
@@ -182,7 +193,10 @@ def test_overlay_of_a_crop_leaves_the_rest_plain():
 
 
 def test_counts_of_charts():
-    assert gallery.count_in_bins([0, 0.0001, 0.001, 0.5, 1], gallery.RATE_EDGES) == [1, 1, 1, 0, 0, 0, 2]
+    assert gallery.count_in_bins([0, 0.001, 0.0019, 0.01, 1], [0, 0.001, 0.01, 0.1]) == [1, 2, 1, 1]
+    assert gallery.fit_edges([0, 0.03, 0.3]) == [0, 0.02, 0.05, 0.1, 0.2]
+    assert gallery.fit_edges([1e-5, 0.3]) == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    assert gallery.find_neighbours([3, 5, 9]) == {3: (None, 5), 5: (3, 9), 9: (5, None)}
     assert gallery.count_in_tenths([0, 0.05, 0.1, 1]) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert [gallery.percent(share) for share in (0, 0.0005, 0.012, 0.5)] == ["0%", "< 0.1%", "1.2%", "50%"]
 
@@ -319,6 +333,22 @@ def test_a_heat_map_lies_on_the_crop_of_an_image_that_is_not_square(run):
     assert maps["style"] == "--w:60;--h:30;--x:25%;--y:0%;--bw:50%;--bh:100%"
 
 
+def test_names_of_codes_no_better_than_chance_are_told_apart(run):
+    out = Path(run.output_dir)
+    rows = pyarrow.parquet.read_table(out / "codes.parquet").to_pylist()
+    rows = [row for row in rows if row["name"] and row["image_coherence_p_value"] is not None]
+    is_weak = {row["code"]: row["image_coherence_p_value"] > 0.05 for row in rows}
+    assert is_weak
+    data = (out / "data.js").read_text(encoding="utf-8")
+    listed = {row[0]: row for row in json.loads(data.removeprefix("const GALLERY = ").removesuffix(";\n"))["codes"]}
+    for row in rows:
+        page = (out / "code" / f"{row['code']}.html").read_text(encoding="utf-8")
+        heading = re.search("<h1>.*?</h1>", page).group()
+        assert ("weak" in heading) == is_weak[row["code"]] != bool(listed[row["code"]][6])
+        assert listed[row["code"]][5] == pytest.approx(row["image_coherence_p_value"], abs=1e-4)
+    assert "× mean" in page and 'name="mode"' in page
+
+
 def test_figures_show_the_codes_asked_for(run, tmp_path, tokenizer):
     names = {path.name for path in (Path(run.output_dir) / "figures").iterdir()}
     codes = names - {"codes_1.png", "codes_2.png"}  # six on a sheet
@@ -442,3 +472,5 @@ def test_wrong_arguments_are_refused(run, tmp_path):
     argv = ["--model", "m", "--dataset", "d", "--output_dir", "o"]
     (parsed,) = parse_arguments([VisualizationArguments], argv)
     assert parsed.split == "test" and parsed.max_rows is None and not parsed.streaming
+    with pytest.raises(ValueError, match="give model and image together, got model='m', image=None"):
+        ScreenshotArguments(gallery="g", output_dir="o", model="m")

@@ -53,6 +53,12 @@ class CodeSummary:
         return self.image_rate == 0 and self.text_rate == 0
 
     @property
+    def is_significant(self) -> bool:
+        """Whether its strongest images, or without those its captions, are more alike than random at p <= 0.05."""
+        test = self.image_coherence or self.text_coherence
+        return test is not None and test.p_value <= 0.05
+
+    @property
     def name(self) -> str:
         return " · ".join(self.words)
 

@@ -14,15 +14,13 @@ from tqdm.auto import tqdm
 
 from run_scripts.visualization.code_statistics import ModalityStatistics
 from run_scripts.visualization.code_summary import CodeSummary
-from run_scripts.visualization.coherence import content_words
 from run_scripts.visualization.records import Caption, MarkedWords
 
 
 TEMPLATES = Path(__file__).with_name("templates")
 ASSETS = ("gallery.css", "gallery.js")
 NUM_LISTED = 8
-RATE_EDGES = (0, 0.001, 0.01, 0.03, 0.1, 0.3, 1)
-RATE_NAMES = ("never", "< 0.1%", "< 1%", "< 3%", "< 10%", "< 30%", "more")
+MOST_BINS = 9
 
 
 @dataclass
@@ -79,6 +77,9 @@ def write_gallery(
         lstrip_blocks=True,
     )
     environment.globals.update(gallery=gallery_text, pages=pages, pieces=pieces, image=image, text=text)
+    mean_image_weights = (image.weight_sums / image.counts.clamp(min=1)).tolist()
+    mean_text_weights = (text.weight_sums / text.counts.clamp(min=1)).tolist()
+    environment.globals.update(mean_image_weights=mean_image_weights, mean_text_weights=mean_text_weights)
     environment.filters.update(percent=percent, number=lambda value: f"{value:.3g}")
 
     def write(path: str, template: str, **values) -> None:
@@ -93,17 +94,22 @@ def write_gallery(
     write("images.html", "search.html", kind="images")
     for folder in ("code", "image"):
         (output_dir / folder).mkdir()
-    in_order = sorted(pages)
-    neighbours = dict(zip(in_order, zip([None, *in_order], [*in_order[1:], None], strict=False), strict=True))
+    neighbours, image_neighbours = find_neighbours(sorted(pages)), find_neighbours(image_rows)
     for code in tqdm(shown, desc="pages of codes", unit="page"):
         before, after = neighbours[code.code]
         write(f"code/{code.code}.html", "code.html", code=code, before=before, after=after)
     for row in tqdm(image_rows, desc="pages of images", unit="page"):
-        write(f"image/{row}.html", "image.html", row=row, record=image.items[row])
+        before, after = image_neighbours[row]
+        write(f"image/{row}.html", "image.html", row=row, record=image.items[row], before=before, after=after)
     for asset in ASSETS:
         shutil.copy(TEMPLATES / asset, output_dir / asset)
     data = json.dumps(search_data(shown, image_rows, image, text), ensure_ascii=False, separators=(",", ":"))
     (output_dir / "data.js").write_text(f"const GALLERY = {data};\n", encoding="utf-8")
+
+
+def find_neighbours(numbers: list[int]) -> dict[int, tuple[int | None, int | None]]:
+    """By number, the one before it and the one after it; None at the ends."""
+    return dict(zip(numbers, zip([None, *numbers], [*numbers[1:], None], strict=False), strict=True))
 
 
 def percent(share: float) -> str:
@@ -149,6 +155,7 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
     shares = [code.image_coherence.share for code in measured]
     baseline = next((code.image_coherence.baseline for code in ranked), 0.0)
     significant = sum(code.image_coherence.p_value <= 0.05 for code in measured)
+    edges = fit_edges([rate for code in codes for rate in (code.image_rate, code.text_rate)])
     labels = [f"{edge / 10:.0%}" for edge in range(10)]
     return {
         "codes": codes,
@@ -160,10 +167,10 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
         "codes_per_image": sum(code.image_rate for code in codes),
         "codes_per_caption": sum(code.text_rate for code in codes),
         "usage": BarChart(
-            RATE_NAMES,
+            ["never", *(f"< {edge:.2g}%" for edge in (100 * edge for edge in edges[2:])), "more"],
             {
-                "images": count_in_bins([code.image_rate for code in codes], RATE_EDGES),
-                "captions": count_in_bins([code.text_rate for code in codes], RATE_EDGES),
+                "images": count_in_bins([code.image_rate for code in codes], edges),
+                "captions": count_in_bins([code.text_rate for code in codes], edges),
             },
             {},
         ),
@@ -182,11 +189,24 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
     }
 
 
+def fit_edges(rates: list[float]) -> list[float]:
+    """Round edges of bins that span the rates above 0, after a 0 for those that never fire; steps of 1, 2, 5 and 10,
+    or where that makes more than `MOST_BINS`, of 10. The last bin has no end: its edge is where it begins."""
+    alive = [rate for rate in rates if rate > 0] or [1.0]
+    for factors in ((1, 2, 5), (1,)):
+        steps = [float(f"{factor}e{power}") for power in range(-9, 0) for factor in factors]
+        first = max((step for step in steps if step <= min(alive)), default=steps[0])
+        edges = [0.0, *(step for step in steps if first <= step <= max(alive))]
+        if len(edges) <= MOST_BINS:
+            break
+    return edges
+
+
 def count_in_bins(rates: list[float], edges: Sequence[float]) -> list[int]:
-    """How many rates are 0, and how many lie between each edge (included) and the next; 1 falls in the last."""
+    """How many rates are 0, and how many lie between each edge (included) and the next, or above the last."""
     counts = [0] * len(edges)
     for rate in rates:
-        counts[0 if rate == 0 else max(1, sum(rate >= edge for edge in edges[:-1]))] += 1
+        counts[0 if rate == 0 else max(1, sum(rate >= edge for edge in edges) - 1)] += 1
     return counts
 
 
@@ -202,14 +222,15 @@ def search_data(
     shown: list[CodeSummary], image_rows: list[int], image: ModalityStatistics, text: ModalityStatistics
 ) -> dict:
     """What the browser searches: lists instead of names, to keep it small. gallery.js reads it."""
-    code_rows = []
+    code_rows, captions = [], {}
     for code in shown:
-        captions = [image.items[item].caption for item, _ in code.top_images]
-        captions += [text.items[item].text for item, _ in code.top_captions]
-        words = sorted({word for caption in captions for word in content_words(caption)} - set(code.words))
-        share = None if code.image_coherence is None else round(code.image_coherence.share, 3)
+        own = [text.items[item].text for item, _ in code.top_captions]
+        own += [image.items[item].caption for item, _ in code.top_images]
+        caption_ids = [captions.setdefault(caption, len(captions)) for caption in dict.fromkeys(own)]
+        test = code.image_coherence
+        coherence = [None, None] if test is None else [round(test.share, 3), round(test.p_value, 4)]
         rates = [round(code.image_rate, 5), round(code.text_rate, 5)]
         thumbnails = [item for item, _ in code.top_images[:4]]
-        code_rows.append([code.code, code.name, *rates, share, thumbnails, " ".join(words)])
+        code_rows.append([code.code, code.name, *rates, *coherence, int(code.is_significant), thumbnails, caption_ids])
     listed = [[row, image.items[row].caption, image.items[row].label.category or ""] for row in image_rows]
-    return {"codes": code_rows, "images": listed}
+    return {"codes": code_rows, "images": listed, "captions": list(captions)}
