@@ -21,10 +21,10 @@ from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
 from run_scripts import index_images
 from run_scripts.benchmarks import benchmark_search
 from run_scripts.evaluation import embedding
-from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, hash_model, load_model
 from run_scripts.search import image_index, indexing, searching
 from run_scripts.search.arguments import IndexArguments, SearchArguments
-from run_scripts.search.image_index import ImageIndex, hash_model
+from run_scripts.search.image_index import ImageIndex
 from run_scripts.search.searching import search_images
 from tests.conftest import build_tiny_config
 

@@ -46,7 +46,7 @@ class TarShards:
         from webdataset.gopen import gopen
 
         errors = []
-        for key, files in group_files(_until_error(_read_members(gopen(self.urls[shard])), errors)):
+        for key, files in group_files(_until_error(read_members(gopen(self.urls[shard])), errors)):
             row = {**_read_json(files.get("json")), "__key__": key, "image": _image_of(files)}
             if "txt" in files:
                 row["caption"] = files["txt"].decode(errors="replace")
@@ -72,7 +72,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged or cut off before its end: {error}") from error
 
 
-def _read_members(stream) -> Iterator[tuple[str, bytes]]:
+def read_members(stream) -> Iterator[tuple[str, bytes]]:
     """Paths and contents of the files in a tar stream; hidden files and names that start with `__` are left out."""
     with stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
         for member in archive:

@@ -1,6 +1,8 @@
 # Copyright 2026 The FDT for transformers authors. Licensed under the Apache License, Version 2.0.
 """Embed images and captions with a trained model, batch by batch."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -61,6 +63,18 @@ def hash_tensors(digest: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def hash_model(model: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """SHA-256 of all that makes an embedding: the weights, the configuration and the image processing."""
+    digest = hashlib.sha256()
+    for part in (model.config.to_diff_dict(), processor.image_processor.to_dict()):
+        # Where a model was loaded from, and by which classes and version, does not change what it computes.
+        names = part.keys() - {"_name_or_path", "architectures", "auto_map", "transformers_version"}
+        facts = {name: part[name] for name in names}
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    hash_tensors(digest, model.state_dict())
+    return digest.hexdigest()
 
 
 def embed_images(

@@ -36,6 +36,33 @@ class IndexArguments(CheckpointArguments):
 
 
 @dataclass(kw_only=True)
+class EmbedArguments(CheckpointArguments):
+    """Images to embed, and where the results go."""
+
+    images: str = field(
+        metadata={
+            "help": "Folder or address (s3://...) that holds images, tar shards or parquet files, or one of these."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder or address of the Parquet files: new, or of an earlier run."})
+    image_column: str = field(default="image", metadata={"help": "Column of images in parquet files."})
+    batch_size: int = field(default=64, metadata={"help": "Images that are embedded together."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Copies of the model; default: one for each GPU, without any for each CPU core."},
+    )
+    embeds_dtype: Literal["float32", "float16"] = field(
+        default="float32", metadata={"help": "Type of the embeddings on disk."}
+    )
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(kw_only=True)
 class SearchArguments(CheckpointArguments):
     """What is searched for, and where."""
 

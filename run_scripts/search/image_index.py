@@ -9,7 +9,6 @@ inner product, `codes.npz`, the inverted index of the code weights (SciPy CSR, o
 with their checksums; all that search answers comes from them.
 """
 
-import hashlib
 import json
 import shutil
 import sqlite3
@@ -25,10 +24,9 @@ import faiss
 import numpy as np
 import scipy.sparse
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.files import hash_file
-from run_scripts.evaluation.embedding import Features, hash_tensors
+from run_scripts.evaluation.embedding import Features
 
 
 DATABASE, LOCK, SEARCH_FILES = "images.sqlite3", "lock", "search_files"
@@ -81,18 +79,6 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
-
-
-def hash_model(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """SHA-256 of all that makes an embedding: the weights, the configuration and the image processing."""
-    digest = hashlib.sha256()
-    for part in (model.config.to_diff_dict(), processor.image_processor.to_dict()):
-        # Where a model was loaded from, and by which classes and version, does not change what it computes.
-        names = part.keys() - {"_name_or_path", "architectures", "auto_map", "transformers_version"}
-        facts = {name: part[name] for name in names}
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    hash_tensors(digest, model.state_dict())
-    return digest.hexdigest()
 
 
 def build_dense_index(embeds: np.ndarray, kind: Literal["flat", "hnsw"]) -> faiss.Index:

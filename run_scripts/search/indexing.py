@@ -19,12 +19,11 @@ from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from run_scripts.data.decoding import IMAGE_EXTENSIONS, decode_image, read_image_file
-from run_scripts.evaluation.embedding import embed_inputs
+from run_scripts.evaluation.embedding import embed_inputs, hash_model
 from run_scripts.search.arguments import IndexArguments
 from run_scripts.search.image_index import (
     FileState,
     IndexWriter,
-    hash_model,
     printable,
 )
 

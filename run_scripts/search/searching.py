@@ -9,13 +9,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from run_scripts.data.decoding import ImageError, decode_image, to_rgb
-from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
+from run_scripts.evaluation.embedding import embed_captions, embed_images, hash_model, load_model
 from run_scripts.search.arguments import SearchArguments
 from run_scripts.search.image_index import (
     Hit,
     ImageIndex,
     check_model,
-    hash_model,
     printable,
 )
 
