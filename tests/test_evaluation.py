@@ -537,6 +537,27 @@ def test_a_run_writes_its_results_and_a_report(checkpoint, drawings, tmp_path, m
     assert "Few shots" in text and 'href="#result-2"' in text
 
 
+def test_results_of_one_task_are_told_apart_and_spreads_stand_beside_their_means(tmp_path):
+    def result(split: str) -> dict:
+        metric = {"chance": None, "unit": "share"}
+        command = (
+            f"python -m run_scripts.run_evaluation linear-probe --dataset d --split {split} --output {split}.json"
+        )
+        data = {"source": "d", "split": split, "rows": 3, "sha256": "1"}
+        metrics = {"top_1_4_shot": metric | {"value": 0.5}, "top_1_4_shot_std": metric | {"value": 0.021}}
+        fixed = {"task": "linear-probe", "headline": "top_1_4_shot", "counts": {}, "seed": 0, "commit": None}
+        model = {"name": "m", "sha256": "0"}
+        fixed |= {"model": model, "versions": {"python": "3"}, "device": "cpu", "charts": []}
+        return {**fixed, "metrics": metrics, "data": [data], "command": command}
+
+    records = [result("test"), result("validation")]
+    assert report.tell_apart(records) == ["Linear probe: split test", "Linear probe: split validation"]
+    assert report.tell_apart(records[:1]) == ["Linear probe"]
+    report.write_report(records, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "± 2.1%" in text and "4-shot std" not in text and "<h2>Linear probe: split test</h2>" in text
+
+
 def test_charts_are_drawn_to_scale():
     chart = {
         "title": "t",

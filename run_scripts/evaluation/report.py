@@ -29,12 +29,10 @@ def write_report(records: list[dict[str, Any]], path: Path) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(
-        words=metric_words, title=task_title, line_chart=place_lines, bar_chart=place_bars, has_any=has_any
-    )
+    environment.filters.update(words=metric_words, line_chart=place_lines, bar_chart=place_bars, has_any=has_any)
     environment.globals.update(format_value=format_value)
     page = environment.get_template("report.html.jinja").render(
-        records=records, models=sorted({record["model"]["name"] for record in records})
+        records=records, titles=tell_apart(records), models=sorted({record["model"]["name"] for record in records})
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -50,6 +48,26 @@ def metric_words(name: str) -> str:
 def task_title(task: str) -> str:
     """A task's name at the start of a heading."""
     return "VQA" if task == "vqa" else task.replace("-", " ").replace("zero shot", "zero-shot").capitalize()
+
+
+def tell_apart(records: list[dict[str, Any]]) -> list[str]:
+    """A heading for each result: its task, and where several are of one task, the flags in which they differ."""
+    titles = []
+    for record in records:
+        same_task = [_flags(other["command"]) for other in records if other["task"] == record["task"]]
+        differing = [
+            f"{name} {value}"
+            for name, value in _flags(record["command"]).items()
+            if any(other.get(name) != value for other in same_task)
+        ]
+        titles.append(": ".join([task_title(record["task"]), *([", ".join(differing)] if differing else [])]))
+    return titles
+
+
+def _flags(command: str) -> dict[str, str]:
+    """The flags of a command with their values, less those that only say where its results go."""
+    flags = dict(re.findall(r"--(\w+)((?: (?!--)\S+)*)", command))
+    return {name: value.strip() for name, value in flags.items() if name not in ("output", "report")}
 
 
 def place_bars(chart: dict[str, Any]) -> list[dict[str, Any]]:
