@@ -4,8 +4,7 @@
     python -m run_scripts.take_screenshots --gallery outputs/gallery --report outputs/report.html \
         --model checkpoints/fdt-scenes --image checkpoints/fdt-scenes/scene.png --output_dir outputs/screenshots
 
-`make screenshots` builds all that it photographs from the shipped checkpoint, and renews the images of docs. It needs
-Debian's packages chromium and chromium-driver.
+Needs what the extra [test] installs, and Debian's packages chromium and chromium-driver. See docs/explanation.md.
 """
 
 from run_scripts.arguments import run_command

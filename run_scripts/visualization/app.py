@@ -125,15 +125,26 @@ def build_app(model: FDTModel, processor: FDTProcessor) -> gradio.Blocks:
                 button = gradio.Button("Explain", variant="primary")
             with gradio.Column():
                 probabilities = gradio.Label(label="Probability of each label", num_top_classes=10)
-                shared = gradio.Dataframe(
-                    headers=["label", "logit", "of it by the same code in both", "shared codes"],
-                    label="Codes shared with each label",
-                    wrap=True,
-                )
+        # By itself gradio lays the captions over the images, and leaves half of the box empty.
+        gradio.HTML(
+            "<style>.heat-maps .grid-wrap { min-height: 0; height: auto; } "
+            ".heat-maps .thumbnail-item { aspect-ratio: auto; height: auto; } "
+            ".heat-maps .caption-label { position: static; display: block; max-width: none; }</style>",
+            padding=False,
+        )
+        gradio.Markdown("### Strongest codes of the image\nDark where the score is lowest, clear where it is highest.")
         heat_maps = gradio.Gallery(
-            label="Strongest codes of the image: dark where the score is lowest, clear where it is highest",
+            label="Strongest codes of the image",
+            show_label=False,
             columns=6,
+            height="auto",
             object_fit="contain",
+            elem_classes="heat-maps",
+        )
+        shared = gradio.Dataframe(
+            headers=["label", "logit", "of it by the same code in both", "shared codes"],
+            label="Codes shared with each label",
+            wrap=True,
         )
         additions = gradio.Dataframe(headers=["label", "code", "adds to the logit"], label="What each code adds")
         button.click(

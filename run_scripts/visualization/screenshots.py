@@ -126,7 +126,7 @@ def photograph_app(browser: webdriver.Chrome, arguments: ScreenshotArguments, ou
             box.send_keys(arguments.labels)
             browser.find_element(By.CSS_SELECTOR, "button.primary").click()
             WebDriverWait(browser, SECONDS_TO_WAIT).until(
-                lambda _: browser.find_elements(By.CSS_SELECTOR, ".grid-wrap img, .heat-maps img")
+                lambda _: browser.find_elements(By.CSS_SELECTOR, ".heat-maps img")
             )
             photograph(browser, output_dir / f"{view}_app.png")
     finally:
