@@ -8,6 +8,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel, Trainer, set_seed
@@ -62,7 +63,12 @@ def make_arguments(output_dir: str, **changes) -> FDTTrainingArguments:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    return FDTTrainingArguments(**{**arguments, **changes})
+    arguments = FDTTrainingArguments(**{**arguments, **changes})
+    if "fsdp" in changes:
+        # accelerate shards only what trains on accelerators: from here on it is told that these processes do.
+        AcceleratorState._reset_state()
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return arguments
 
 
 def train(model: PreTrainedModel, output_dir: str, trainer_class=FDTTrainer, rows=None, **changes) -> dict:
@@ -130,7 +136,7 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {**batch, "pixel_values": batch["pixel_values"] + 0.1 * torch.randn(len(rows), 3, 32, 32)}
 
 
-def run_resumed(output_dir: str, distinct_column: str | None) -> list[list[float]]:
+def run_resumed(output_dir: str, distinct_column: str | None = None, **changes) -> list[list[float]]:
     """The losses of a run of 11 steps, three to an epoch, and of one resumed within its third epoch."""
     losses = []
     for resume_from_checkpoint in (None, f"{output_dir}/checkpoint-7"):
@@ -142,6 +148,7 @@ def run_resumed(output_dir: str, distinct_column: str | None) -> list[list[float
             train_sampling_strategy="random",
             save_strategy="steps",
             save_steps=7,
+            **changes,
         )
         trainer = FDTTrainer(
             make_model(),
@@ -155,26 +162,22 @@ def run_resumed(output_dir: str, distinct_column: str | None) -> list[list[float
     return losses
 
 
-def run_sharded(output_dir: str) -> dict:
-    """A step with FSDP2, saved. To be run last: it changes what accelerate knows of these processes."""
-    model = make_model()
+def shard(state_dict_type: str) -> dict:
+    """The arguments of a run with FSDP2. torch cannot load the whole state of SGD, which has none."""
+    config = {"version": 2, "cpu_ram_efficient_loading": False, "state_dict_type": state_dict_type}
+    return {"fsdp": True, "fsdp_config": config, "optim": "adamw_torch"}
+
+
+def run_sharded(output_dir: str, model: PreTrainedModel) -> dict:
+    """A step with FSDP2, saved."""
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     arguments = make_arguments(
         output_dir,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         save_strategy="steps",
-        fsdp=True,
-        fsdp_config={
-            "version": 2,
-            "transformer_layer_cls_to_wrap": ["CLIPEncoderLayer", "FDTGrounding"],
-            "cpu_ram_efficient_loading": False,
-            "state_dict_type": "FULL_STATE_DICT",
-        },
+        **{**shard("FULL_STATE_DICT"), "optim": "sgd"},
     )
-    # accelerate shards only what trains on accelerators; from here on it is told that these processes do.
-    AcceleratorState._reset_state()
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = FDTTrainer(model, arguments, train_dataset=make_rows())
     trainer.train()
     after = {
@@ -185,7 +188,11 @@ def run_sharded(output_dir: str) -> dict:
         "log": trainer.state.log_history,
         "moves": {name: before[name] - after[name] for name in before},
         "after": after,
-        "shard": list(trainer.model.codebook.to_local().shape),
+        "layers": sorted({type(layer).__name__ for layer in trainer.model.modules() if isinstance(layer, FSDPModule)}),
+        "num_held": sum(
+            (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
+            for parameter in trainer.model.parameters()
+        ),
     }
 
 
@@ -207,13 +214,17 @@ def main(folder: str) -> None:
         ),
         "steered": train(make_model(), f"{folder}/steered", max_steps=3, learning_rate=0.1, target_active_codes=4.0),
         "stream": run_stream(f"{folder}/stream"),
-        "resumed": run_resumed(f"{folder}/resumed", None),
+        "resumed": run_resumed(f"{folder}/resumed"),
         "resumed_distinct": run_resumed(f"{folder}/resumed_distinct", "kind"),
         "declip": run_declip(f"{folder}/declip"),
         "declip_accumulated": run_declip(
             f"{folder}/declip_accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=2
         ),
-        "sharded": run_sharded(f"{folder}/sharded"),
+        # Last: make_arguments changes what accelerate knows of these processes.
+        "sharded": run_sharded(f"{folder}/sharded", make_model()),
+        "sharded_clip": run_sharded(f"{folder}/sharded_clip", make_clip()),
+        "resumed_full_state": run_resumed(f"{folder}/resumed_full_state", **shard("FULL_STATE_DICT")),
+        "resumed_sharded_state": run_resumed(f"{folder}/resumed_sharded_state", **shard("SHARDED_STATE_DICT")),
     }
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()

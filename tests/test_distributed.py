@@ -10,9 +10,11 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from transformers import AutoModel, Trainer
+from transformers import AutoModel, BertConfig, SiglipVisionConfig, Trainer
 
 from modeling_fdt import FDTModel
+from run_scripts.training.trainer import find_layers_to_shard
+from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, run_declip
 from tests.distributed_process import make_batch, make_clip, make_model, train
 
@@ -60,9 +62,9 @@ def test_evaluation_on_one_rank_alone(ranks):
     torch.testing.assert_close(ranks[0]["model"]["evaluation"], model(**local).logits_per_image, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("scenario", ["trainer", "clip", "plain", "accumulated", "sharded"])
+@pytest.mark.parametrize("scenario", ["trainer", "clip", "plain", "accumulated", "sharded", "sharded_clip"])
 def test_trainers_equal_one_process_with_the_whole_batch(ranks, scenario, tmp_path):
-    model = make_clip() if scenario == "clip" else make_model()
+    model = make_clip() if "clip" in scenario else make_model()
     changes = {"trainer_class": Trainer} if scenario == "plain" else {}
     expected = train(model, str(tmp_path), per_device_train_batch_size=8, **changes)
     for rank in ranks:
@@ -109,7 +111,7 @@ def test_shards_of_different_length_end_together(ranks):
         assert steps == [1, 2, 3]
 
 
-@pytest.mark.parametrize("scenario", ["resumed", "resumed_distinct"])
+@pytest.mark.parametrize("scenario", ["resumed", "resumed_distinct", "resumed_full_state", "resumed_sharded_state"])
 def test_resumed_run_goes_on_as_the_one_never_stopped(ranks, scenario):
     for rank in ranks:
         whole, resumed = rank[scenario]
@@ -117,12 +119,34 @@ def test_resumed_run_goes_on_as_the_one_never_stopped(ranks, scenario):
         assert len(set(whole)) == 11  # noise and order differ from step to step
 
 
+@pytest.mark.parametrize(
+    ("scenario", "make", "own_layers"),
+    [("sharded", make_model, ["FDTGrounding", "FDTModel"]), ("sharded_clip", make_clip, ["CLIPModel"])],
+)
+def test_layers_are_sharded_one_by_one(ranks, scenario, make, own_layers):
+    expected = ["CLIPEncoderLayer", "CLIPVisionEmbeddings", "Embedding", *own_layers]
+    for rank in ranks:
+        assert sorted(name.removeprefix("FSDP") for name in rank[scenario]["layers"]) == sorted(expected)
+    # Nothing is held twice but the logit scale.
+    assert sum(rank[scenario]["num_held"] for rank in ranks) == make().num_parameters() + 1
+
+
+def test_layers_to_shard_are_those_that_the_model_has():
+    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = build_tiny_config(
+        vision_config=SiglipVisionConfig(**tower, image_size=32, patch_size=16),
+        text_config=BertConfig(**tower, vocab_size=49409, max_position_embeddings=32),
+    )
+    layers = find_layers_to_shard(FDTModel(config))
+    assert {"BertLayer", "SiglipEncoderLayer", "FDTGrounding"} <= set(layers)
+    assert "SiglipTextEmbeddings" not in layers  # which SigLIP's vision tower names, and accelerate would refuse
+
+
 def test_sharded_model_is_saved_whole_with_its_own_class(ranks):
     checkpoint = ranks[0]["folder"] + "/sharded/checkpoint-1"
     loaded = AutoModel.from_pretrained(checkpoint)
     assert type(loaded) is FDTModel and loaded.config.auto_map["AutoModel"] == "modeling_fdt.FDTModel"
     for rank in ranks:
-        assert rank["sharded"]["shard"] == [32, 32]
         for name, parameter in loaded.named_parameters():
             torch.testing.assert_close(parameter.detach(), rank["sharded"]["after"][name], atol=0, rtol=0)
 

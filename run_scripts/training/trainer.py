@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
+from transformers import CLIPModel, EvalPrediction, PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
 from modeling_fdt.loss_fdt import (
@@ -72,6 +72,27 @@ class FDTTrainingArguments(FDTTrainingOptions, TrainingArguments):
             if getattr(self, name) is not None and self.load_best_model_at_end:
                 raise ValueError(f"load_best_model_at_end restores weights alone, not the temperature of {name}")
         FDTTrainingOptions.__post_init__(self)
+
+
+def find_layers_to_shard(model: PreTrainedModel) -> list[str]:
+    """The classes of layers that FSDP gathers one at a time: those that the towers name, and the groundings.
+
+    Args:
+        model: a two-tower model.
+
+    Returns:
+        Names of classes that the model has, sorted. accelerate refuses others, and a tower may name layers of a
+        sibling: SigLIP's vision tower names the embeddings of its text tower.
+    """
+    token_embedding = model.get_input_embeddings()
+    return sorted(
+        {
+            type(module).__name__
+            for module in model.modules()
+            # accelerate shards the embedding of tokens by itself: it cannot be in two groups.
+            if type(module).__name__ in model._no_split_modules and token_embedding not in module.modules()
+        }
+    )
 
 
 class FDTTrainer(ReproducibleTrainer):
@@ -232,8 +253,14 @@ class FDTTrainer(ReproducibleTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 2:
+            plugin = self.accelerator.state.fsdp_plugin
             # FSDP2 cannot shard a scalar; global_contrastive_loss gives its whole gradient on every process.
-            self.accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList([self.model.logit_scale])]
+            plugin.ignored_modules = [nn.ParameterList([self.model.logit_scale])]
+            if isinstance(self.model, CLIPModel):
+                # accelerate asks for the embedding of tokens, which CLIP, unlike FDT, does not find in its text tower.
+                self.model.get_input_embeddings = self.model.text_model.get_input_embeddings
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = find_layers_to_shard(self.model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
