@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import AutoModel, BertConfig, SiglipVisionConfig, Trainer
 
 from modeling_fdt import FDTModel
+from run_scripts.benchmarks import benchmark_loss
+from run_scripts.benchmarks.benchmark_loss import WAYS, LossBenchmarkArguments
 from run_scripts.training.trainer import find_layers_to_shard
 from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, run_declip
 from tests.distributed_process import make_batch, make_clip, make_model, train
+from tests.examples import blocks
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +166,27 @@ def test_accelerate_reads_the_configs(name):
     if name == "fsdp2":
         environment = prepare_multi_gpu_env(arguments)
         assert environment["FSDP_VERSION"] == "2" and environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+def test_benchmark_compares_ways_of_one_loss(capsys):
+    benchmark_loss.main(LossBenchmarkArguments(num_pairs=8, dim=4, num_steps=1))  # raises if the losses differ
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == list(WAYS)
+    with pytest.raises(ValueError, match="num_pairs must be a multiple of 2 processes, got 7"):
+        LossBenchmarkArguments(num_pairs=7)
+
+
+def test_examples_for_clusters_are_parsed_by_their_languages():
+    page = Path(__file__).parents[1] / "docs" / "distributed.md"
+    for script in blocks(page, "bash"):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    (manifest,) = blocks(page, "yaml")
+    service, job = yaml.safe_load_all(manifest)
+    pod = job["spec"]["template"]["spec"]
+    # The name by which pods find the first one is made of these.
+    assert service["metadata"]["name"] == pod["subdomain"] and service["spec"]["selector"] == {"job-name": "fdt"}
+    (container,) = pod["containers"]
+    assert f"{job['metadata']['name']}-0.{pod['subdomain']}:29500" in container["args"]
+    words = container["command"] + container["args"]
+    assert all(isinstance(word, str) for word in words)  # Kubernetes refuses numbers here
+    assert int(words[words.index("--nnodes") + 1]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
