@@ -57,16 +57,18 @@ def compute_loss_of_own(image_embeds, text_embeds, logit_scale) -> torch.Tensor:
 WAYS = {"all logits": compute_loss_of_all, "logits of its own pairs": compute_loss_of_own}
 
 
-def measure(rank: int, way: str, arguments: LossBenchmarkArguments, folder: str) -> None:
+def measure_process(rank: int, way: str, arguments: LossBenchmarkArguments, folder: str) -> None:
     """Write this process's loss, growth of peak memory in MB and median core seconds into the folder."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", arguments.num_processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=arguments.num_processes)
-    step(WAYS[way], arguments.num_processes, arguments)  # a pair each: what libraries take once is not counted
+    take_loss_step(
+        WAYS[way], arguments.num_processes, arguments
+    )  # a pair each: what libraries take once is not counted
     before, seconds = read_peak_memory(), []
     for _ in range(arguments.num_steps + 1):
         started = time.process_time()
-        loss = step(WAYS[way], arguments.num_pairs, arguments)
+        loss = take_loss_step(WAYS[way], arguments.num_pairs, arguments)
         seconds.append(time.process_time() - started)
     megabytes = (read_peak_memory() - before) / 1e6
     torch.save([loss, megabytes, statistics.median(seconds[1:])], f"{folder}/{rank}.pt")
@@ -74,7 +76,7 @@ def measure(rank: int, way: str, arguments: LossBenchmarkArguments, folder: str)
     dist.destroy_process_group()
 
 
-def step(compute_loss, num_pairs: int, arguments: LossBenchmarkArguments) -> float:
+def take_loss_step(compute_loss, num_pairs: int, arguments: LossBenchmarkArguments) -> float:
     """Loss and gradients of pairs that are the same whatever computes them."""
     generator = torch.Generator().manual_seed(dist.get_rank())
     size = 2, num_pairs // arguments.num_processes, arguments.dim
@@ -95,7 +97,7 @@ def main(arguments: LossBenchmarkArguments) -> None:
     results = {}
     for way in WAYS:
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(measure, (way, arguments, folder), arguments.num_processes)
+            torch.multiprocessing.spawn(measure_process, (way, arguments, folder), arguments.num_processes)
             results[way] = [torch.load(path, weights_only=True) for path in sorted(Path(folder).glob("*.pt"))]
     losses = [loss for ranks in results.values() for loss, *_ in ranks]
     if max(losses) - min(losses) > 1e-5:
