@@ -616,11 +616,11 @@ def test_the_benchmark_counts_what_is_found(loaded, model_folder, tmp_path, monk
     torch.set_num_threads(threads)
     results = json.loads((tmp_path / "out/results.json").read_text())
     recall = results["recall"]
-    assert (recall["num_pictures"], recall["num_captions"], recall["num_picture_queries"]) == (5, 4, 2)
+    assert (recall["num_images"], recall["num_captions"], recall["num_image_queries"]) == (5, 4, 2)
     for name, row in recall["contestants"].items():
         # Rows 0 and 4 are one picture: each finds the other first, once its own row is left out.
         assert row["image to image"] == {"R@1": 1, "R@5": 1, "R@10": 1}
-        assert row["bytes_per_picture"] > 0
+        assert row["bytes_per_image"] > 0
         if "largest" not in name:  # of four codes none may be the query's
             assert row["text to image"]["R@10"] == 1
     images, captions = embed_images(*loaded, images), embed_captions(*loaded, ["four", "one", "three", "two"])

@@ -54,10 +54,10 @@ class SearchBenchmarkArguments(PairArguments):
         default_factory=lambda: [10_000, 50_000, 200_000], metadata={"help": "Sizes of the index in `growth`."}
     )
     numbers_of_codes: list[int] = field(
-        default_factory=lambda: [256, 128, 64, 32, 16], metadata={"help": "Codes kept of a picture, for `recall`."}
+        default_factory=lambda: [256, 128, 64, 32, 16], metadata={"help": "Codes kept of an image, for `recall`."}
     )
     active_codes: list[int] = field(
-        default_factory=lambda: [16, 64, 256], metadata={"help": "Active codes of a picture in `growth`."}
+        default_factory=lambda: [16, 64, 256], metadata={"help": "Active codes of an image in `growth`."}
     )
     codebook_size: int = field(default=16384, metadata={"help": "Number of codes in `growth`."})
     codebook_dim: int = field(default=512, metadata={"help": "Size of an embedding in `growth`."})
@@ -81,7 +81,7 @@ class Contestant:
 
     Attributes:
         by: what of a query it takes, `embeds` or `code_weights`.
-        search: from that and a number to the rows of so many pictures, best first.
+        search: from that and a number to the rows of so many images, best first.
         num_bytes: of its file.
     """
 
@@ -116,7 +116,7 @@ def to_sparse(code_weights: np.ndarray, num_codes: int | None = None) -> scipy.s
 
 
 def make_contestants(images: Features, numbers_of_codes: list[int]) -> dict[str, Contestant]:
-    """All ways to search among these pictures."""
+    """All ways to search among these images."""
     embeds, code_weights = images.embeds.numpy(), images.code_weights.numpy()
     contestants = {f"embeds, {kind}": make_dense(embeds, kind) for kind in ("flat", "hnsw")}
     whole = to_sparse(code_weights)
@@ -146,8 +146,8 @@ def measure_recall(
     """R@1, R@5 and R@10 of what a contestant finds.
 
     Args:
-        queries: of captions or pictures.
-        is_relevant: (num_queries, num_pictures).
+        queries: of captions or images.
+        is_relevant: (num_queries, num_images).
         own_rows: where each query is itself in the index; that does not count as found.
     """
     is_hit = []
@@ -160,7 +160,7 @@ def measure_recall(
 
 
 def compare_recall(arguments: SearchBenchmarkArguments) -> dict:
-    """What each contestant finds among the pictures of a data set, by their captions and by each other."""
+    """What each contestant finds among the images of a data set, by their captions and by each other."""
     dataset = open_source(arguments)
     model, processor = load_model(arguments.model)
     images = embed_images(model, processor, read_images(dataset))
@@ -176,23 +176,23 @@ def compare_recall(arguments: SearchBenchmarkArguments) -> dict:
     seconds = measure_cpu_seconds(contestants, timed)
 
     by_caption = np.arange(len(names))[:, None] == labels
-    by_picture = labels[:, None] == labels
-    np.fill_diagonal(by_picture, False)
-    has_other = np.flatnonzero(by_picture.any(axis=1))
-    pictures = Features(images.embeds[has_other], images.code_weights[has_other])
+    by_image = labels[:, None] == labels
+    np.fill_diagonal(by_image, False)
+    has_other = np.flatnonzero(by_image.any(axis=1))
+    others = Features(images.embeds[has_other], images.code_weights[has_other])
     rows = {
         name: {
-            "bytes_per_picture": contestant.num_bytes / len(labels),
+            "bytes_per_image": contestant.num_bytes / len(labels),
             "seconds": seconds[name],
             "text to image": measure_recall(contestant, captions, by_caption),
-            "image to image": measure_recall(contestant, pictures, by_picture[has_other], own_rows=has_other),
+            "image to image": measure_recall(contestant, others, by_image[has_other], own_rows=has_other),
         }
         for name, contestant in contestants.items()
     }
     return {
-        "num_pictures": len(labels),
+        "num_images": len(labels),
         "num_captions": len(names),
-        "num_picture_queries": len(has_other),
+        "num_image_queries": len(has_other),
         "active_codes_per_image": (images.code_weights > 0).sum(dim=1).float().mean().item(),
         "active_codes_per_caption": (captions.code_weights > 0).sum(dim=1).float().mean().item(),
         "contestants": rows,
@@ -210,23 +210,23 @@ def make_random_sparse(
 
 
 def compare_growth(arguments: SearchBenchmarkArguments) -> dict[str, dict[str, dict]]:
-    """Size and time on made-up features, by number of pictures and contestant; nothing can be found in them."""
+    """Size and time on made-up features, by number of images and contestant; nothing can be found in them."""
     random = np.random.default_rng(0)
     results = {}
-    for num_pictures in arguments.numbers_of_images:
-        embeds = random.standard_normal((num_pictures, arguments.codebook_dim), dtype=np.float32)
+    for num_images in arguments.numbers_of_images:
+        embeds = random.standard_normal((num_images, arguments.codebook_dim), dtype=np.float32)
         embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
         contestants = {f"embeds, {kind}": make_dense(embeds, kind) for kind in arguments.dense_indexes}
         queries = dict.fromkeys(contestants, embeds[: arguments.num_queries])
         for num_active in arguments.active_codes:
             name = f"codes, {num_active} active"
-            code_weights = make_random_sparse(num_pictures, num_active, arguments.codebook_size, random)
+            code_weights = make_random_sparse(num_images, num_active, arguments.codebook_size, random)
             contestants[name] = make_sparse(build_inverted_index(code_weights))
-            # A query has as many active codes as the pictures that it is compared with.
+            # A query has as many active codes as the images that it is compared with.
             queries[name] = code_weights[: arguments.num_queries].toarray()
         seconds = measure_cpu_seconds(contestants, queries)
-        results[str(num_pictures)] = {
-            name: {"bytes_per_picture": contestant.num_bytes / num_pictures, "seconds": seconds[name]}
+        results[str(num_images)] = {
+            name: {"bytes_per_image": contestant.num_bytes / num_images, "seconds": seconds[name]}
             for name, contestant in contestants.items()
         }
     return results
@@ -235,9 +235,9 @@ def compare_growth(arguments: SearchBenchmarkArguments) -> dict[str, dict[str, d
 def format_recall(results: dict) -> str:
     """Result of `compare_recall` as a Markdown table."""
     headings = [
-        f"{results['num_pictures']} images",
+        f"{results['num_images']} images",
         f"text to image, {results['num_captions']} captions: R@1 / 5 / 10",
-        f"image to image, {results['num_picture_queries']} images: R@1 / 5 / 10",
+        f"image to image, {results['num_image_queries']} images: R@1 / 5 / 10",
     ]
     rows = []
     for name, row in results["contestants"].items():
@@ -249,8 +249,8 @@ def format_recall(results: dict) -> str:
 def format_growth(results: dict) -> str:
     """Result of `compare_growth` as a Markdown table."""
     rows = [
-        [f"{int(num_pictures):,}", name, *format_cost(row, contestants)]
-        for num_pictures, contestants in results.items()
+        [f"{int(num_images):,}", name, *format_cost(row, contestants)]
+        for num_images, contestants in results.items()
         for name, row in contestants.items()
     ]
     return format_markdown_table(["images", "search by", *COSTS], rows, num_left=2)
@@ -259,8 +259,8 @@ def format_growth(results: dict) -> str:
 def format_cost(row: dict, rows: dict[str, dict]) -> list[str]:
     """Size and time, as `COSTS` names them, each with its ratio to the flat index."""
     flat = rows["embeds, flat"]
-    size, seconds = row["bytes_per_picture"], row["seconds"]
-    ratios = (f"{size / flat['bytes_per_picture']:.2f}", f"{seconds / flat['seconds']:.2f}")
+    size, seconds = row["bytes_per_image"], row["seconds"]
+    ratios = (f"{size / flat['bytes_per_image']:.2f}", f"{seconds / flat['seconds']:.2f}")
     return [f"{size:,.0f}", ratios[0], f"{1000 * seconds:.3g}", ratios[1]]
 
 

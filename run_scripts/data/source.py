@@ -71,7 +71,6 @@ def open_source(
     else:
         dataset = _open_split(arguments.dataset, split, arguments.config_name, streaming)
     check_columns(dataset, **roles, **columns)
-    _check_captions(dataset, roles["caption_column"])
     dataset = leave_undecoded(dataset, arguments.image_column)
     names = {roles[role]: name for role, name in _NAMES.items() if roles[role] not in (None, name)}
     for argument, column in columns.items():
@@ -88,11 +87,23 @@ def open_source(
 def open_pairs(
     arguments: TrainingDataArguments, split: str | None = None
 ) -> tuple[Dataset | IterableDataset, str | None]:
-    """The rows of [`open_source`], and what the distinct column is called there: it may be that of captions."""
+    """The rows of [`open_source`] with captions that are texts, and what the distinct column is called there.
+
+    Raises:
+        ValueError: as `open_source`, or the column of captions holds something else than strings or lists of them.
+    """
     name = arguments.distinct_column
     if name is not None and name == arguments.caption_column:
-        return open_source(arguments, split), "caption"
-    return open_source(arguments, split, distinct_column=name), name
+        dataset, name = open_source(arguments, split), "caption"
+    else:
+        dataset = open_source(arguments, split, distinct_column=name)
+    if dataset.features is not None:  # of some streams: each caption is checked when it is read
+        feature = dataset.features["caption"]
+        if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string", "null"):
+            raise ValueError(
+                f"caption_column={arguments.caption_column!r} must hold strings or lists of them, it holds {feature}"
+            )
+    return dataset, name
 
 
 def _open_tar_shards(
@@ -142,14 +153,6 @@ def _check_names(names: Collection[str], columns: dict[str, str | None]) -> None
         if name is not None and name not in names:
             hint = f"; give --{argument}" if argument.endswith("_column") else ""  # some names are no choice
             raise ValueError(f"{argument}={name!r} is no column of the data set; it has {sorted(names)}{hint}")
-
-
-def _check_captions(dataset: Dataset | IterableDataset, caption_column: str | None) -> None:
-    if caption_column is None or dataset.features is None:  # some streams: each caption is checked when it is read
-        return
-    feature = dataset.features[caption_column]
-    if getattr(getattr(feature, "feature", feature), "dtype", None) not in ("string", "large_string", "null"):
-        raise ValueError(f"caption_column={caption_column!r} must hold strings or lists of them, it holds {feature}")
 
 
 class DatasetShards:

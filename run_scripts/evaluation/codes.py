@@ -150,9 +150,8 @@ def evaluate_codes(model: PreTrainedModel, processor: ProcessorMixin, arguments:
     """Count codes over the images and captions of a split."""
     dataset = open_source(arguments)
     texts, pairs = list_pairs(read_captions(dataset), merge_equal=True)
-    pictures = read_images(dataset)
     captions = count_codes(iterate_caption_features(model, processor, texts, arguments.batch_size))
-    images = count_codes(iterate_image_features(model, processor, pictures, arguments.batch_size))
+    images = count_codes(iterate_image_features(model, processor, read_images(dataset), arguments.batch_size))
     return Evaluation(
         metrics=code_metrics(images, captions, pairs, arguments.seed, model.codebook.detach().float().cpu()),
         headline=arguments.metric,

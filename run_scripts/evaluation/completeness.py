@@ -94,11 +94,11 @@ def read_sugarcrepe(folder: str, image_folder: str) -> Dataset:
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         for entry in json.loads(path.read_text(encoding="utf-8")).values():
-            picture = Path(image_folder, entry["filename"])
-            if not picture.is_file():
+            image = Path(image_folder, entry["filename"])
+            if not image.is_file():
                 raise ValueError(f"image_folder={image_folder!r} lacks {entry['filename']}, which {path.name} names")
             captions = {name: entry[name] for name in ("caption", "negative_caption")}
-            rows.append({"image": str(picture), **captions, "kind": path.stem})
+            rows.append({"image": str(image), **captions, "kind": path.stem})
     if not rows:
         raise ValueError(f"dataset={folder!r} holds no JSON file of SugarCrepe")
     return Dataset.from_list(rows).cast_column("image", Image())

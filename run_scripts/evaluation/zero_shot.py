@@ -20,8 +20,8 @@ def classification_metrics(scores: torch.Tensor, targets: torch.Tensor) -> dict[
     """Top-1, top-5 and mean per class; ties count against the model.
 
     Args:
-        scores: (num_pictures, num_classes), higher is better.
-        targets: (num_pictures,) positions of the right classes.
+        scores: (num_images, num_classes), higher is better.
+        targets: (num_images,) positions of the right classes.
     """
     num_classes = scores.shape[1]
     ranks = first_hit_ranks(scores, torch.arange(num_classes) == targets[:, None])
@@ -41,9 +41,8 @@ def evaluate_zero_shot(model: PreTrainedModel, processor: ProcessorMixin, argume
     templates = load_templates(arguments.templates)
 
     classes = embed_classes(model, processor, names, templates, arguments.batch_size)
-    pictures = read_images(dataset)
     scores, code_scores = [], []
-    for features in iterate_image_features(model, processor, pictures, arguments.batch_size):
+    for features in iterate_image_features(model, processor, read_images(dataset), arguments.batch_size):
         scores.append(cosine_scores(features.embeds, classes.embeds))
         if features.code_weights is not None:
             weights = torch.nn.functional.normalize(features.code_weights, dim=-1)

@@ -212,7 +212,7 @@ class PartEmbedder:
         return len(files), num_images, num_broken
 
     def embed_found(self, found: Iterable[FoundImage]) -> Iterator[list[dict[str, Any]]]:
-        """Rows of the schema, batch by batch in the order of the images; the next ones are decoded meanwhile."""
+        """Rows of the schema, batch by batch in the order of the images; those of a batch are decoded side by side."""
         with ThreadPoolExecutor() as pool:
             for batch in iterate_batches(found, self.arguments.batch_size):
                 decoded = list(pool.map(_decode, batch))
