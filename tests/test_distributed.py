@@ -1,6 +1,8 @@
 """Two processes with half the batch each are one process with all of it; no unequal share makes them wait for ever."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, run_declip
 from tests.distributed_process import make_batch, make_clip, make_model, train
 from tests.examples import blocks
+from tests.test_run_pretraining import tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +193,40 @@ def test_examples_for_clusters_are_parsed_by_their_languages():
     assert all(isinstance(word, str) for word in words)  # Kubernetes refuses numbers here
     assert int(words[words.index("--nnodes") + 1]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one(tmp_path):
+    """The documented command, once for two processes, and once for each of two nodes that meet at an address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = ["--rdzv_id", "fdt", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint]
+    launches = {
+        "one": [["--standalone", "--nproc_per_node", "2"]],
+        "two": [["--nnodes", "2", "--nproc_per_node", "1", *meeting]] * 2,
+    }
+    losses = {}
+    for name, launchers in launches.items():
+        run = tiny_run(tmp_path / name, per_device_train_batch_size=4, save_strategy="steps", save_steps=3)
+        config = tmp_path / name / "run.json"
+        config.write_text(json.dumps(run))
+        nodes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *launcher]
+                + ["-m", "run_scripts.run_pretraining", str(config)],
+                cwd=Path(__file__).parents[1],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for launcher in launchers
+        ]
+        try:
+            assert all(node.wait(timeout=300) == 0 for node in nodes)
+        finally:
+            for node in nodes:
+                node.kill()
+        state = json.loads((tmp_path / name / "output" / "checkpoint-3" / "trainer_state.json").read_text())
+        log = [entry for entry in state["log_history"] if "loss" in entry]
+        losses[name] = [entry["loss"] for entry in log]
+        assert log[-1]["pairs_seen"] == 24  # 3 steps of 2 x 4: no node trains alone
+    assert len(losses["one"]) == 3 and losses["two"] == losses["one"]

@@ -62,6 +62,7 @@ def measure_process(rank: int, way: str, arguments: LossBenchmarkArguments, fold
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", arguments.num_processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=arguments.num_processes)
+    # Of a pair each: what libraries take once is not counted.
     take_loss_step(WAYS[way], arguments.num_processes, arguments)
     before, seconds = read_peak_memory(), []
     for _ in range(arguments.num_steps + 1):
