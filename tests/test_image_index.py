@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -106,6 +107,34 @@ EXPECTED = {
 def test_a_folder_is_indexed_with_its_subfolders_and_captions(run, tmp_path):
     assert run() == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, NUM_PICTURES, 0, {})
     assert files_of(tmp_path / "index") == EXPECTED
+
+
+@pytest.mark.parametrize("dense_index", ["flat", "hnsw"])
+def test_search_among_some_images(run, loaded, pictures, tmp_path, dense_index):
+    run(dense_index=dense_index)
+    index = ImageIndex(tmp_path / "index")
+    query = embed_captions(*loaded, ["two dogs"])
+    filters = [{"subfolder": "sub"}, {"subfolder": "su"}, {"caption_word": "Comma"}, {"caption_word": "com"}]
+    filters += [{"subfolder": "sub/deep", "caption_word": "comma"}, {"subfolder": "./sub/"}]
+    for by in ("embeds", "codes"):
+        hits = index.search(query, by, 100)
+        for options in filters:
+            folder, word = options.get("subfolder"), options.get("caption_word")
+            root = pictures / folder if folder else pictures
+            expected = [
+                hit
+                for hit in hits
+                if any(
+                    root in path.parents
+                    and (word is None or word.lower() in re.split(r"\W+", (caption or "").lower()))
+                    for path, caption in hit.files
+                )
+            ]
+            assert index.search(query, by, 100, **options) == expected
+            assert index.search(query, by, 1, **options) == expected[:1]
+    assert index.search(query, "embeds", 100, subfolder="sub") and index.search(
+        query, "embeds", 9, caption_word="COMMA"
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"dense_index": "hnsw"}, {"codes_per_image": 3}], ids=str)

@@ -178,6 +178,16 @@ def test_two_runs_of_one_seed_are_equal_whoever_augments(tmp_path):
             assert torch.equal(parameter, other.model.get_parameter(name)), name
 
 
+def test_the_device_augments_a_micro_batch_once(tmp_path, monkeypatch):
+    calls, vary = [], Augmentation.vary
+    monkeypatch.setattr(
+        Augmentation, "vary", lambda self, pixels, seed: calls.append(seed) or vary(self, pixels, seed)
+    )
+    changes = {"augment_on_device": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    train(*parse(tmp_path, tiny_run(tmp_path, **changes)))
+    assert len(calls) == len({*calls}) == 2 * 3  # micro-batches, steps
+
+
 def test_weight_decay_spares_biases_norms_and_logit_scale_only(trained):
     trainer, _ = trained
     decayed = set(trainer.get_decay_parameter_names(trainer.model))

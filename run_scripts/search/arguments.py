@@ -73,6 +73,10 @@ class SearchArguments(CheckpointArguments):
         default="embeds", metadata={"help": "Compare embeddings, or code weights through the inverted index."}
     )
     top_k: int = field(default=10, metadata={"help": "Number of images to show."})
+    subfolder: str | None = field(
+        default=None, metadata={"help": "Only images in this subfolder of the indexed one, and below it."}
+    )
+    caption_word: str | None = field(default=None, metadata={"help": "Only images whose caption has this word."})
     grid: str | None = field(default=None, metadata={"help": "PNG to write the images into."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model that made the index is now, if it was moved."}

@@ -10,6 +10,7 @@ with their checksums; all that search answers comes from them.
 """
 
 import json
+import re
 import shutil
 import sqlite3
 import unicodedata
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import faiss
@@ -392,14 +393,23 @@ class ImageIndex:
     def close(self) -> None:
         self._connection.close()
 
-    def search(self, query: Features, by: Literal["embeds", "codes"], top_k: int) -> list[Hit]:
+    def search(
+        self,
+        query: Features,
+        by: Literal["embeds", "codes"],
+        top_k: int,
+        subfolder: str | None = None,
+        caption_word: str | None = None,
+    ) -> list[Hit]:
         """The images nearest to a query by the cosine of embeddings or of code weights.
 
         Args:
             query: of one image or caption, from the model that made the index.
             by: what is compared.
             top_k: how many, at least 1; there are fewer hits if the index holds fewer, or, by codes, if fewer share a
-                code with the query.
+                code with the query, or fewer pass the filters.
+            subfolder: of the folder that was indexed: only images with a file in it or below it.
+            caption_word: only images with this word, or these words in a row, in a caption, in any case of letters.
 
         Returns:
             Hits with falling score.
@@ -409,14 +419,17 @@ class ImageIndex:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
+        allowed = None if subfolder is None and caption_word is None else self._filter(subfolder, caption_word)
         if by == "codes":
             if self._inverted_index is None:
                 raise ValueError("by='codes' needs a model with codes, and the model of this index has none")
             scores = score_images(self._inverted_index, query.code_weights[0].numpy())
+            if allowed is not None:
+                scores = np.where(np.isin(np.arange(len(self)), allowed), scores, 0)
             rows = best(scores, top_k)
             scores = scores[rows]
         else:
-            scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)))
+            scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)), allowed)
             is_found = rows[0] >= 0  # a graph may reach fewer images than there are
             scores, rows = scores[0][is_found], rows[0][is_found]
         return [
@@ -424,17 +437,38 @@ class ImageIndex:
             for score, image_id in zip(scores, self._ids[rows], strict=True)
         ]
 
+    def _filter(self, subfolder: str | None, caption_word: str | None) -> np.ndarray:
+        """The rows of images of which one file is in the subfolder and has the word in its caption."""
+        inside = None if subfolder is None else PurePosixPath(subfolder)
+        word = None if caption_word is None else re.compile(rf"(?<!\w){re.escape(caption_word)}(?!\w)", re.IGNORECASE)
+        ids = {
+            image_id
+            for image_id, path, caption in self._connection.execute("SELECT image_id, path, caption FROM files")
+            if (inside is None or inside in PurePosixPath(path).parents)
+            and (word is None or (caption is not None and word.search(caption)))
+        }
+        return np.flatnonzero(np.isin(self._ids, list(ids)))
+
     def _files(self, image_id: int) -> list[tuple[Path, str | None]]:
         query = "SELECT path, caption FROM files WHERE image_id = ? ORDER BY path"
         return [(self._images / path, caption) for path, caption in self._connection.execute(query, (image_id,))]
 
 
-def search_dense(index: faiss.Index, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of the `top_k` nearest embeddings, both (num_queries, top_k), best first."""
+def search_dense(
+    index: faiss.Index, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of the `top_k` nearest embeddings, of all or of the allowed rows, best first.
+
+    Returns:
+        Both of shape (num_queries, top_k). Where there are fewer rows, the rest is of row -1.
+    """
+    options = {} if allowed is None else {"sel": faiss.IDSelectorBatch(allowed)}
     if isinstance(index, faiss.IndexHNSW):
         # The walk keeps this many candidates: more finds more of the nearest, and must be no fewer than are asked for.
-        index.hnsw.efSearch = max(128, top_k)
-    return index.search(queries, top_k)
+        parameters = faiss.SearchParametersHNSW(efSearch=max(128, top_k), **options)
+    else:
+        parameters = faiss.SearchParameters(**options)
+    return index.search(queries, top_k, params=parameters)
 
 
 def check_model(folder: Path, expected_hash: str, name: str, model_hash: str) -> None:

@@ -98,7 +98,7 @@ def search_images(arguments: SearchArguments) -> None:
         query = embed_captions(model, processor, [arguments.text])
     else:
         query = embed_images(model, processor, [read_query_image(arguments.image)])
-    hits = index.search(query, arguments.by, arguments.top_k)
+    hits = index.search(query, arguments.by, arguments.top_k, arguments.subfolder, arguments.caption_word)
     print(format_hits(hits))
     if arguments.grid is not None:
         Path(arguments.grid).parent.mkdir(parents=True, exist_ok=True)

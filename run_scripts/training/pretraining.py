@@ -82,10 +82,11 @@ class PretrainingTrainer(FDTTrainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         # Trainer's place between the data and the model, and the first at which a batch is on the device.
-        inputs = super()._prepare_inputs(inputs)
-        if isinstance(inputs.get("pixel_values"), tuple):  # of a collator that leaves varying them to the device
-            inputs["pixel_values"] = self.augmentation.vary(*inputs["pixel_values"])
-        return inputs
+        prepared = super()._prepare_inputs(inputs)
+        if isinstance(prepared.get("pixel_values"), tuple):  # of a collator that leaves varying them to the device
+            prepared["pixel_values"] = self.augmentation.vary(*prepared["pixel_values"])
+            inputs["pixel_values"] = prepared["pixel_values"]  # a micro-batch comes here three times in a step
+        return prepared
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs or "train_loss" in logs:
