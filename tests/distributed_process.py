@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel, Trainer, set_seed
 
 from modeling_fdt import FDTModel
+from modeling_fdt.loss_fdt import global_contrastive_loss
 from run_scripts.training.trainer import FDTTrainer, FDTTrainingArguments
 from tests.conftest import build_tiny_config
 
@@ -95,6 +96,23 @@ def run_model(rank: int, world_size: int) -> dict:
     if rank == 0:  # Evaluation makes no collective call: one rank alone would hang in one.
         result["evaluation"] = model.eval()(**local).logits_per_image.detach()
     return result
+
+
+def make_embeddings() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Eight images and captions of length 1, and a logit scale."""
+    generator = torch.Generator().manual_seed(2)
+    image_embeds, text_embeds = torch.nn.functional.normalize(torch.randn(2, 8, 16, generator=generator), dim=-1)
+    return image_embeds.requires_grad_(), text_embeds.requires_grad_(), torch.tensor(3.0, requires_grad=True)
+
+
+def run_loss(rank: int, world_size: int) -> dict:
+    """The loss of this process's pairs, its gradients and its logits, nothing averaged by anyone."""
+    image_embeds, text_embeds, logit_scale = make_embeddings()
+    local = (embeds.detach().chunk(world_size)[rank].requires_grad_() for embeds in (image_embeds, text_embeds))
+    inputs = (*local, logit_scale)
+    loss, logits_per_image, logits_per_text = global_contrastive_loss(*inputs)
+    gradients = torch.autograd.grad(loss, inputs)
+    return {"loss": loss.detach(), "logits": [logits_per_image, logits_per_text], "gradients": gradients}
 
 
 def run_uneven(rank: int) -> list[str]:
@@ -204,6 +222,7 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     set_seed(0)
     results = {
+        "loss": run_loss(rank, world_size),
         "model": run_model(rank, world_size),
         "uneven": run_uneven(rank),
         "trainer": train(make_model(), f"{folder}/trainer", logging_steps=1),
@@ -211,6 +230,13 @@ def main(folder: str) -> None:
         "plain": train(make_model(), f"{folder}/plain", trainer_class=Trainer),
         "accumulated": train(
             make_model(), f"{folder}/accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=2
+        ),
+        "balanced": train(
+            make_model(),
+            f"{folder}/balanced",
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            usage_entropy_weight=0.5,
         ),
         "steered": train(make_model(), f"{folder}/steered", max_steps=3, learning_rate=0.1, target_active_codes=4.0),
         "stream": run_stream(f"{folder}/stream"),

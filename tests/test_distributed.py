@@ -16,12 +16,13 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import AutoModel, BertConfig, SiglipVisionConfig, Trainer
 
 from modeling_fdt import FDTModel
+from modeling_fdt.loss_fdt import contrastive_logits, contrastive_loss
 from run_scripts.benchmarks import benchmark_loss
 from run_scripts.benchmarks.benchmark_loss import WAYS, LossBenchmarkArguments
 from run_scripts.training.trainer import find_layers_to_shard
 from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, run_declip
-from tests.distributed_process import make_batch, make_clip, make_model, train
+from tests.distributed_process import make_batch, make_clip, make_embeddings, make_model, train
 from tests.examples import blocks
 from tests.test_run_pretraining import tiny_run
 
@@ -63,16 +64,33 @@ def test_loss_and_gradients_equal_one_process_with_the_whole_batch(ranks):
         assert_same_gradients(result["gradients"], expected)
 
 
+def test_each_process_compares_its_own_pairs_and_has_the_whole_gradient_of_the_logit_scale(ranks):
+    inputs = make_embeddings()
+    logits = contrastive_logits(*inputs)
+    loss = contrastive_loss(logits)
+    *expected, scale_gradient = torch.autograd.grad(loss, inputs)
+    for rank, result in enumerate(rank["loss"] for rank in ranks):
+        assert result["logits"][0].shape == (4, 8)
+        torch.testing.assert_close(result["logits"], [logits.chunk(2)[rank], logits.T.chunk(2)[rank]])
+        *gradients, of_scale = result["gradients"]
+        for gradient, whole in zip(gradients, expected, strict=True):  # to be averaged over two processes
+            torch.testing.assert_close(gradient / 2, whole.chunk(2)[rank], atol=1e-6, rtol=0)
+        torch.testing.assert_close(of_scale, scale_gradient, atol=1e-6, rtol=0)
+    assert ranks[0]["loss"]["loss"] == ranks[1]["loss"]["loss"] == pytest.approx(loss.item(), abs=1e-6)
+
+
 def test_evaluation_on_one_rank_alone(ranks):
     model = make_model().eval()
     local = {name: tensor[:4] for name, tensor in make_batch().items()}
     torch.testing.assert_close(ranks[0]["model"]["evaluation"], model(**local).logits_per_image, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("scenario", ["trainer", "clip", "plain", "accumulated", "sharded", "sharded_clip"])
+@pytest.mark.parametrize(
+    "scenario", ["trainer", "clip", "plain", "accumulated", "balanced", "sharded", "sharded_clip"]
+)
 def test_trainers_equal_one_process_with_the_whole_batch(ranks, scenario, tmp_path):
     model = make_clip() if "clip" in scenario else make_model()
-    changes = {"trainer_class": Trainer} if scenario == "plain" else {}
+    changes = {"plain": {"trainer_class": Trainer}, "balanced": {"usage_entropy_weight": 0.5}}.get(scenario, {})
     expected = train(model, str(tmp_path), per_device_train_batch_size=8, **changes)
     for rank in ranks:
         assert rank[scenario]["log"][0]["loss"] == pytest.approx(expected["log"][0]["loss"], abs=1e-6)
