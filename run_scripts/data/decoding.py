@@ -126,10 +126,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def decode_rows(rows: dict[str, list], column: str = "image") -> dict[str, list]:
-    """Columns of rows, with the images of one column decoded.
+def decode_rows(rows: dict[str, list]) -> dict[str, list]:
+    """Columns of rows, with the column `image` decoded.
 
     Raises:
         ImageError: an image is missing or cannot be decoded.
     """
-    return {name: [*map(decode_image, values)] if name == column else values for name, values in rows.items()}
+    return {name: [*map(decode_image, values)] if name == "image" else values for name, values in rows.items()}
