@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from run_scripts.hub.sparse_encoder import is_two_tower_fdt
+from run_scripts.hub.sparse_encoder import check_two_tower_fdt
 
 
 def write_endpoint(folder: str | Path) -> None:
@@ -20,8 +20,7 @@ def write_endpoint(folder: str | Path) -> None:
     Raises:
         ValueError: the folder holds something else.
     """
-    if not is_two_tower_fdt(folder):
-        raise ValueError(f"an endpoint needs an FDTModel with its own weights, got {folder}")
+    check_two_tower_fdt(folder, "an endpoint")
     shutil.copy(Path(__file__).with_name("companions") / "handler.py", folder)
     Path(folder, "requirements.txt").write_text("\n".join(list_requirements()) + "\n", encoding="utf-8")
 

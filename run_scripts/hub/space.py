@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from run_scripts.hub.endpoint import list_requirements
-from run_scripts.hub.sparse_encoder import is_two_tower_fdt
+from run_scripts.hub.sparse_encoder import check_two_tower_fdt
 
 
 _PAGE = "run_scripts.visualization.app"
@@ -55,8 +55,7 @@ def write_space(model_folder: str | Path, repo_id: str, space_folder: str | Path
         ValueError: the folder holds no [`FDTModel`], or the name is none of a model on the Hub.
     """
     validate_repo_id(repo_id)
-    if not is_two_tower_fdt(model_folder):
-        raise ValueError(f"a Space needs an FDTModel with its own weights, got {model_folder}")
+    check_two_tower_fdt(model_folder, "a Space")
     folder = Path(space_folder)
     copied = list_page_code()
     for path in copied:

@@ -29,6 +29,12 @@ def is_two_tower_fdt(folder: str | Path) -> bool:
     return json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") == ["FDTModel"]
 
 
+def check_two_tower_fdt(folder: str | Path, user: str) -> None:
+    """Raise a ValueError for a folder that holds something else than a whole [`FDTModel`], which `user` needs."""
+    if not is_two_tower_fdt(folder):
+        raise ValueError(f"{user} needs an FDTModel with its own weights, got {folder}")
+
+
 def write_sparse_encoder(folder: str | Path) -> None:
     """
     Adds the files by which `SparseEncoder(folder, trust_remote_code=True)` loads the model; weights stay where they

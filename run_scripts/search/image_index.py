@@ -425,7 +425,7 @@ class ImageIndex:
                 raise ValueError("by='codes' needs a model with codes, and the model of this index has none")
             scores = score_images(self._inverted_index, query.code_weights[0].numpy())
             if allowed is not None:
-                scores = np.where(np.isin(np.arange(len(self)), allowed), scores, 0)
+                scores = np.where(allowed, scores, 0)
             rows = best(scores, top_k)
             scores = scores[rows]
         else:
@@ -438,7 +438,7 @@ class ImageIndex:
         ]
 
     def _filter(self, subfolder: str | None, caption_word: str | None) -> np.ndarray:
-        """The rows of images of which one file is in the subfolder and has the word in its caption."""
+        """For every row whether one file of its image is in the subfolder and has the word in its caption."""
         inside = None if subfolder is None else PurePosixPath(subfolder)
         word = None if caption_word is None else re.compile(rf"(?<!\w){re.escape(caption_word)}(?!\w)", re.IGNORECASE)
         ids = {
@@ -447,7 +447,7 @@ class ImageIndex:
             if (inside is None or inside in PurePosixPath(path).parents)
             and (word is None or (caption is not None and word.search(caption)))
         }
-        return np.flatnonzero(np.isin(self._ids, list(ids)))
+        return np.isin(self._ids, list(ids))
 
     def _files(self, image_id: int) -> list[tuple[Path, str | None]]:
         query = "SELECT path, caption FROM files WHERE image_id = ? ORDER BY path"
@@ -459,10 +459,13 @@ def search_dense(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows of the `top_k` nearest embeddings, of all or of the allowed rows, best first.
 
+    Args:
+        allowed: (num_rows,), for every row whether it may be found.
+
     Returns:
         Both of shape (num_queries, top_k). Where there are fewer rows, the rest is of row -1.
     """
-    options = {} if allowed is None else {"sel": faiss.IDSelectorBatch(allowed)}
+    options = {} if allowed is None else {"sel": faiss.IDSelectorBatch(np.flatnonzero(allowed))}
     if isinstance(index, faiss.IndexHNSW):
         # The walk keeps this many candidates: more finds more of the nearest, and must be no fewer than are asked for.
         parameters = faiss.SearchParametersHNSW(efSearch=max(128, top_k), **options)

@@ -154,7 +154,7 @@ def overview(codes: list[CodeSummary], shown: list[CodeSummary], by_category: bo
     num_listed = min(NUM_LISTED, len(ranked) // 2)
     shares = [code.image_coherence.share for code in measured]
     baseline = next((code.image_coherence.baseline for code in ranked), 0.0)
-    significant = sum(code.image_coherence.p_value <= 0.05 for code in measured)
+    significant = sum(code.is_significant for code in measured)
     edges = fit_edges([rate for code in codes for rate in (code.image_rate, code.text_rate)])
     labels = [f"{edge / 10:.0%}" for edge in range(10)]
     return {
