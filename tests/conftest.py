@@ -1,6 +1,7 @@
 """Small models and inputs that the tests share. Everything runs offline and on CPU."""
 
 import os
+from pathlib import Path
 
 
 # Before any import of transformers: no test may reach the network.
@@ -34,6 +35,18 @@ def build_tiny_config(**kwargs) -> FDTConfig:
     return FDTConfig(**{**fields, **kwargs})
 
 
+def build_tiny_processor(tokenizer: FDTTokenizer) -> FDTProcessor:
+    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def save_tiny_checkpoint(folder: Path, tokenizer: FDTTokenizer) -> None:
+    """A model, always the same, and its processor."""
+    torch.manual_seed(0)
+    FDTModel(build_tiny_config()).save_pretrained(folder)
+    build_tiny_processor(tokenizer).save_pretrained(folder)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -56,8 +69,7 @@ def tokenizer() -> FDTTokenizer:
 
 @pytest.fixture
 def tiny_processor(tokenizer: FDTTokenizer) -> FDTProcessor:
-    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return FDTProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    return build_tiny_processor(tokenizer)
 
 
 @pytest.fixture

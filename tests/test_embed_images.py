@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from datasets import load_dataset
 from PIL import Image
 
@@ -17,18 +16,13 @@ from run_scripts.evaluation.embedding import embed_images, load_model
 from run_scripts.search import embedding_files
 from run_scripts.search.arguments import EmbedArguments
 from run_scripts.search.embedding_files import EmbedReport, PartEmbedder, embed_files, list_image_files, make_schema
-from tests.conftest import build_tiny_config
+from tests.conftest import save_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, tokenizer) -> str:
-    from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
-
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    FDTModel(build_tiny_config()).save_pretrained(folder)
-    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    FDTProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    save_tiny_checkpoint(folder, tokenizer)
     return str(folder)
 
 

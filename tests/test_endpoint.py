@@ -16,9 +16,9 @@ import torch
 from huggingface_hub import InferenceClient
 from PIL import Image
 
-from modeling_fdt import FDTForImageClassification, FDTImageProcessor, FDTModel, FDTProcessor
+from modeling_fdt import FDTForImageClassification, FDTModel, FDTProcessor
 from run_scripts.hub.endpoint import list_requirements, write_endpoint
-from tests.conftest import build_tiny_config
+from tests.conftest import save_tiny_checkpoint
 
 
 class Request(BaseHTTPRequestHandler):
@@ -67,10 +67,7 @@ def load_handler(folder: Path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("endpoint")
-    torch.manual_seed(0)
-    FDTModel(build_tiny_config()).save_pretrained(folder)
-    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    FDTProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    save_tiny_checkpoint(folder, tokenizer)
     (folder / "code_names.json").write_text(json.dumps({str(code): f"name of {code}" for code in range(32)}))
     write_endpoint(folder)
     return folder

@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from modeling_fdt import FDTImageProcessor, FDTModel, FDTProcessor
+from modeling_fdt import FDTModel
 from run_scripts import index_images
 from run_scripts.benchmarks import benchmark_search
 from run_scripts.evaluation import embedding
@@ -27,7 +27,7 @@ from run_scripts.search import image_index, indexing, searching
 from run_scripts.search.arguments import IndexArguments, SearchArguments
 from run_scripts.search.image_index import ImageIndex
 from run_scripts.search.searching import search_images
-from tests.conftest import build_tiny_config
+from tests.conftest import build_tiny_config, save_tiny_checkpoint
 
 
 NUM_PICTURES = 7
@@ -36,10 +36,7 @@ NUM_PICTURES = 7
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, tokenizer) -> str:
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    FDTModel(build_tiny_config()).save_pretrained(folder)
-    image_processor = FDTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    FDTProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    save_tiny_checkpoint(folder, tokenizer)
     return str(folder)
 
 
