@@ -12,17 +12,18 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from transformers import AutoModel, BertConfig, SiglipVisionConfig, Trainer
 
 from modeling_fdt import FDTModel
 from modeling_fdt.loss_fdt import contrastive_logits, contrastive_loss
 from run_scripts.benchmarks import benchmark_loss
 from run_scripts.benchmarks.benchmark_loss import WAYS, LossBenchmarkArguments
+from run_scripts.training.reproducible import check_launch
 from run_scripts.training.trainer import find_layers_to_shard
 from tests.conftest import build_tiny_config
 from tests.declip_run import assert_same_run, run_declip
-from tests.distributed_process import make_batch, make_clip, make_embeddings, make_model, train
+from tests.distributed_process import make_arguments, make_batch, make_clip, make_embeddings, make_model, train
 from tests.examples import blocks
 from tests.test_run_pretraining import tiny_run
 
@@ -189,6 +190,21 @@ def test_accelerate_reads_the_configs(name):
         assert environment["FSDP_VERSION"] == "2" and environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
+@pytest.mark.parametrize("launcher", [["--cpu"], []])
+def test_nodes_that_accelerate_starts_without_each_other_are_refused(launcher, tmp_path, monkeypatch):
+    """Of several machines it makes one run only where a config file or a second GPU says that they train together."""
+    meeting = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", "1"]
+    meeting += ["--main_process_ip", "first-machine", "--main_process_port", "29500"]
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", str(tmp_path / "none.yaml"))
+    launch = launch_command_parser().parse_args([*launcher, *meeting, "-m", "module"])
+    _validate_launch_command(launch)
+    _, environment = prepare_simple_launcher_cmd_env(launch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="MASTER_ADDR='first-machine'.*would train alone.*accelerate/ddp.yaml"):
+        check_launch(make_arguments(str(tmp_path)))
+
+
 def test_benchmark_compares_ways_of_one_loss(capsys):
     benchmark_loss.main(LossBenchmarkArguments(num_pairs=8, dim=4, num_steps=1))  # raises if the losses differ
     assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == list(WAYS)
@@ -213,38 +229,52 @@ def test_examples_for_clusters_are_parsed_by_their_languages():
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
-@pytest.mark.slow
-def test_two_nodes_equal_one(tmp_path):
-    """The documented command, once for two processes, and once for each of two nodes that meet at an address."""
+def read_command(launcher: str, option: str, **values: object) -> list[str]:
+    """The page's command of a launcher with this option, as Python runs it here, with other values of some options."""
+    page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    lines = page.replace("\\\n", "").splitlines()
+    (command,) = [line.split() for line in lines if line.startswith(launcher) and f"--{option}" in line]
+    for name, value in values.items():
+        command[command.index(f"--{name}") + 1] = str(value)
+    modules = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.accelerate_cli"}
+    return [sys.executable, "-m", modules[launcher], *command[1:-1]]
+
+
+def run_nodes(folder: Path, commands: list[list[str]]) -> list[float]:
+    """The losses of a tiny run that these commands start together."""
+    run = tiny_run(folder, per_device_train_batch_size=4, save_strategy="steps", save_steps=3)
+    (folder / "run.json").write_text(json.dumps(run))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    nodes = [
+        subprocess.Popen([*command, str(folder / "run.json")], cwd=Path(__file__).parents[1], env=environment)
+        for command in commands
+    ]
+    try:
+        assert all(node.wait(timeout=300) == 0 for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    state = json.loads((folder / "output" / "checkpoint-3" / "trainer_state.json").read_text())
+    log = [entry for entry in state["log_history"] if "loss" in entry]
+    assert log[-1]["pairs_seen"] == 24  # 3 steps of 2 x 4: no node trains alone
+    return [entry["loss"] for entry in log]
+
+
+def find_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    meeting = ["--rdzv_id", "fdt", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint]
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one(tmp_path):
+    """The page's commands, once for two processes, and for each of two nodes that meet at an address."""
+    endpoint, ip, port = f"127.0.0.1:{find_port()}", "127.0.0.1", find_port()
+    node = {"num_machines": 2, "num_processes": 2, "main_process_ip": ip, "main_process_port": port}
     launches = {
-        "one": [["--standalone", "--nproc_per_node", "2"]],
-        "two": [["--nnodes", "2", "--nproc_per_node", "1", *meeting]] * 2,
+        "one": [read_command("torchrun", "standalone", nproc_per_node=2)],
+        "torchrun": [read_command("torchrun", "nnodes", nnodes=2, nproc_per_node=1, rdzv_endpoint=endpoint)] * 2,
+        "accelerate": [read_command("accelerate", "num_machines", machine_rank=rank, **node) for rank in range(2)],
     }
-    losses = {}
-    for name, launchers in launches.items():
-        run = tiny_run(tmp_path / name, per_device_train_batch_size=4, save_strategy="steps", save_steps=3)
-        config = tmp_path / name / "run.json"
-        config.write_text(json.dumps(run))
-        nodes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", *launcher]
-                + ["-m", "run_scripts.run_pretraining", str(config)],
-                cwd=Path(__file__).parents[1],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            for launcher in launchers
-        ]
-        try:
-            assert all(node.wait(timeout=300) == 0 for node in nodes)
-        finally:
-            for node in nodes:
-                node.kill()
-        state = json.loads((tmp_path / name / "output" / "checkpoint-3" / "trainer_state.json").read_text())
-        log = [entry for entry in state["log_history"] if "loss" in entry]
-        losses[name] = [entry["loss"] for entry in log]
-        assert log[-1]["pairs_seen"] == 24  # 3 steps of 2 x 4: no node trains alone
-    assert len(losses["one"]) == 3 and losses["two"] == losses["one"]
+    losses = {name: run_nodes(tmp_path / name, commands) for name, commands in launches.items()}
+    assert len(losses["one"]) == 3 and losses["torchrun"] == losses["accelerate"] == losses["one"]

@@ -237,6 +237,12 @@ def check_launch(arguments: TrainingArguments) -> None:
         ValueError: processes that were started together do not know of each other, one process has several GPUs, or
             the launcher asks for another precision.
     """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            f"MASTER_ADDR={os.environ['MASTER_ADDR']!r} tells of other processes, but WORLD_SIZE is not set, "
+            "so this one would train alone: `accelerate launch` starts them so with --cpu, and on machines of one GPU "
+            "without a config file: give it --config_file run_scripts/configs/accelerate/ddp.yaml"
+        )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size != arguments.world_size:
         raise ValueError(
