@@ -22,6 +22,8 @@ def main(arguments: IndexArguments) -> None:
         f"{report.num_embedded} embedded now, {report.num_removed} removed, "
         f"{len(report.unreadable)} files left out as unreadable"
     )
+    if arguments.copy_to is not None:
+        print(f"{arguments.copy_to}: {report.num_written} images written, {report.num_deleted} deleted")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from run_scripts import index_images
 from run_scripts.benchmarks import benchmark_search
 from run_scripts.evaluation import embedding
 from run_scripts.evaluation.embedding import embed_captions, embed_images, hash_model, load_model
-from run_scripts.search import image_index, indexing, searching
+from run_scripts.search import image_index, indexing, nearest, search_index, searching
 from run_scripts.search.arguments import IndexArguments, SearchArguments
 from run_scripts.search.image_index import ImageIndex
+from run_scripts.search.search_index import Filters
 from run_scripts.search.searching import search_images
 from tests.conftest import build_tiny_config, save_tiny_checkpoint
 
@@ -84,8 +85,8 @@ def run(loaded, model_folder, pictures, tmp_path):
 def files_of(folder: Path) -> set[tuple[str, str | None]]:
     """Path and caption of all files, found through search for something."""
     index = ImageIndex(folder)
-    query = image_index.Features(torch.ones(1, 32), torch.ones(1, 64))
-    found = [file for hit in index.search(query, "embeds", 100) for file in hit.files]
+    query = embedding.Features(torch.ones(1, 32), torch.ones(1, 64))
+    found = [file for hit in index.query(query, "embeds", 100) for file in hit.files]
     assert len(found) == len(set(found))
     return {(path.name, caption) for path, caption in found}
 
@@ -114,7 +115,7 @@ def test_search_among_some_images(run, loaded, pictures, tmp_path, dense_index):
     filters = [{"subfolder": "sub"}, {"subfolder": "su"}, {"caption_word": "Comma"}, {"caption_word": "com"}]
     filters += [{"subfolder": "sub/deep", "caption_word": "comma"}, {"subfolder": "./sub/"}]
     for by in ("embeds", "codes"):
-        hits = index.search(query, by, 100)
+        hits = index.query(query, by, 100)
         for options in filters:
             folder, word = options.get("subfolder"), options.get("caption_word")
             root = pictures / folder if folder else pictures
@@ -127,10 +128,10 @@ def test_search_among_some_images(run, loaded, pictures, tmp_path, dense_index):
                     for path, caption in hit.files
                 )
             ]
-            assert index.search(query, by, 100, **options) == expected
-            assert index.search(query, by, 1, **options) == expected[:1]
-    assert index.search(query, "embeds", 100, subfolder="sub") and index.search(
-        query, "embeds", 9, caption_word="COMMA"
+            assert index.query(query, by, 100, filters=Filters(**options)) == expected
+            assert index.query(query, by, 1, filters=Filters(**options)) == expected[:1]
+    assert index.query(query, "embeds", 100, Filters(subfolder="sub")) and index.query(
+        query, "embeds", 9, Filters(caption_word="COMMA")
     )
 
 
@@ -152,22 +153,22 @@ def test_search_equals_brute_force(run, loaded, pictures, tmp_path, changes):
             "codes": torch.cosine_similarity(query.code_weights.double(), code_weights),
         }
         for by, scores in expected.items():
-            hits = index.search(query, by, top_k=4)
+            hits = index.query(query, by, top_k=4)
             order = scores.argsort(descending=True)[:4]
             order = order if by == "embeds" else order[scores[order] > 0]
             assert [hit.files[0][0] for hit in hits] == [paths[position] for position in order]
             # Batches of another size round the last bits of float32 in another way.
             assert [hit.score for hit in hits] == pytest.approx(scores[order].tolist(), abs=1e-5)
-    assert len(index.search(query, "embeds", top_k=100)) == NUM_PICTURES
-    assert len(index.search(query, "codes", top_k=100)) == (expected["codes"] > 0).sum() >= 3
+    assert len(index.query(query, "embeds", top_k=100)) == NUM_PICTURES
+    assert len(index.query(query, "codes", top_k=100)) == (expected["codes"] > 0).sum() >= 3
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
-        index.search(query, "embeds", 0)
+        index.query(query, "embeds", 0)
 
 
 def test_equal_scores_are_in_the_order_of_the_index():
     scores = np.array([0.5, 1.0, 0.5, 0.5, 0.0])
-    assert image_index.best(scores, 3).tolist() == [1, 0, 2]
-    assert image_index.best(scores, 5).tolist() == [1, 0, 2, 3]  # what shares no code is not found
+    assert nearest.best(scores, 3).tolist() == [1, 0, 2]
+    assert nearest.best(scores, 5).tolist() == [1, 0, 2, 3]  # what shares no code is not found
 
 
 def test_another_run_embeds_only_what_is_new(run, pictures, tmp_path):
@@ -257,8 +258,8 @@ def test_another_folder_is_refused_but_a_moved_one_is_not(run, pictures, tmp_pat
         run(images=str(tmp_path / "other"))
     pictures.rename(tmp_path / "moved")
     assert run(images=str(tmp_path / "moved")) == indexing.IndexReport(NUM_PICTURES, NUM_PICTURES, 0, 0, {})
-    query = image_index.Features(torch.ones(1, 32), None)
-    hits = ImageIndex(tmp_path / "index").search(query, "embeds", 1)
+    query = embedding.Features(torch.ones(1, 32), None)
+    hits = ImageIndex(tmp_path / "index").query(query, "embeds", 1)
     assert hits[0].files[0][0].exists()
 
 
@@ -368,7 +369,7 @@ def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_pat
     path = tmp_path / "index" / "images.sqlite3"
     whole = path.read_bytes()
     query = embed_images(*loaded, [Image.open(pictures / "0.png")])
-    expected = ImageIndex(tmp_path / "index").search(query, "embeds", 10)
+    expected = ImageIndex(tmp_path / "index").query(query, "embeds", 10)
     places = [place for place in range(0, len(whole), 7) if whole[place] != 0]
     places = places[:: max(len(places) // 120, 1)]
     for word in (b"nought", b"vier", b"sub/deep", b"search_files", str(pictures).encode()):
@@ -380,7 +381,7 @@ def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_pat
         damaged[place] ^= 0b101
         path.write_bytes(damaged)
         try:
-            answered = ImageIndex(tmp_path / "index").search(query, "embeds", 10)
+            answered = ImageIndex(tmp_path / "index").query(query, "embeds", 10)
         except ValueError as error:
             outcomes.append("refused")
             assert "make a new one" in str(error) or "cannot be used" in str(error) or "run index_images" in str(error)
@@ -395,7 +396,7 @@ def test_a_damaged_database_never_answers_wrongly(run, loaded, pictures, tmp_pat
             shutil.rmtree(tmp_path / "written", ignore_errors=True)
             (tmp_path / "index").rename(tmp_path / "written")
             shutil.copytree(tmp_path / "kept", tmp_path / "index")
-        assert ImageIndex(tmp_path / "written").search(query, "embeds", 10) == expected, place
+        assert ImageIndex(tmp_path / "written").query(query, "embeds", 10) == expected, place
     assert set(outcomes) == {"refused", "answered"}
 
 
@@ -476,8 +477,8 @@ def test_a_killed_process_loses_nothing_that_was_committed(run, loaded, model_fo
         assert files_of(index) == EXPECTED
         whole = embed_images(*loaded, [Image.open(pictures / "0.png")])
         for by in ("embeds", "codes"):
-            expected = ImageIndex(tmp_path / "whole").search(whole, by, 10)
-            assert ImageIndex(index).search(whole, by, 10) == expected
+            expected = ImageIndex(tmp_path / "whole").query(whole, by, 10)
+            assert ImageIndex(index).query(whole, by, 10) == expected
 
 
 def test_search_goes_on_with_the_last_whole_run(run, loaded, pictures, tmp_path, monkeypatch, caplog):
@@ -522,7 +523,7 @@ def test_the_scripts_print_and_draw(model_folder, loaded, pictures, tmp_path, ca
             assert grid.size == (5 * searching.CELL, 2 * (searching.CELL + 2 * searching.LINE))
             cell = grid.crop((0, 0, searching.CELL, searching.CELL))
             assert len(cell.getcolors(maxcolors=2**24)) > 1000  # the picture of noise, not an empty cell
-    hits = [image_index.Hit(0.5, [(pictures / "2.png", "a long caption that does not fit into its cell")])]
+    hits = [search_index.Hit(0.5, [(pictures / "2.png", "a long caption that does not fit into its cell")])]
     cell = searching.draw_grid(hits)  # a file that has gone leaves its place empty
     assert cell.size == (searching.CELL, searching.CELL + 2 * searching.LINE)
     assert cell.getpixel((searching.CELL // 2, 10)) == (255, 255, 255)
@@ -537,7 +538,7 @@ def test_grids_of_strange_results(tmp_path):
     cell = searching.CELL, searching.CELL + 2 * searching.LINE
     assert searching.draw_grid([]).size == cell
     for name in ("0", "wide", "high", "dot", "pipe"):
-        hit = image_index.Hit(0.5, [(tmp_path / f"{name}.png", "many words\r\nand\x1b[2J lines " * 100)])
+        hit = search_index.Hit(0.5, [(tmp_path / f"{name}.png", "many words\r\nand\x1b[2J lines " * 100)])
         sheet = searching.draw_grid([hit])
         assert sheet.size == cell
         colors = {color for _, color in sheet.crop((0, 0, *2 * [searching.CELL])).getcolors(2**24)}
@@ -546,7 +547,7 @@ def test_grids_of_strange_results(tmp_path):
 
 def test_what_is_printed_cannot_steer_the_terminal():
     path = Path(os.fsdecode(b"/a\x1b]0;title\x07/latin-\xe9.png"))
-    hits = [image_index.Hit(0.5, [(path, "\u202eevil\nline 2\x1b[2J"), (Path("b.png"), "日本　👩\u200d🚀 é")])]
+    hits = [search_index.Hit(0.5, [(path, "\u202eevil\nline 2\x1b[2J"), (Path("b.png"), "日本　👩\u200d🚀 é")])]
     assert searching.format_hits(hits).splitlines() == [
         "   1  0.5000  /a\\x1b]0;title\\x07/latin-\\udce9.png  \\u202eevil\\nline 2\\x1b[2J",
         "              b.png  日本　👩\u200d🚀 é",
@@ -613,9 +614,9 @@ def test_a_model_without_codes_is_searched_by_embeds(loaded, pictures, tmp_path)
     )
     index = ImageIndex(tmp_path / "index")
     query = embed_captions(model, processor, ["a cat"])
-    assert len(index.search(query, "embeds", 3)) == 3
+    assert len(index.query(query, "embeds", 3)) == 3
     with pytest.raises(ValueError, match="by='codes' needs a model with codes"):
-        index.search(query, "codes", 3)
+        index.query(query, "codes", 3)
 
 
 def test_the_benchmark_counts_what_is_found(loaded, model_folder, tmp_path, monkeypatch, capsys):

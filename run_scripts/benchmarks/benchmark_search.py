@@ -28,7 +28,7 @@ from run_scripts.data.files import format_markdown_table
 from run_scripts.data.source import open_source
 from run_scripts.evaluation.embedding import Features, embed_captions, embed_images, load_model
 from run_scripts.evaluation.inputs import read_images
-from run_scripts.search.image_index import (
+from run_scripts.search.nearest import (
     best,
     build_dense_index,
     build_inverted_index,

@@ -4,8 +4,30 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from run_scripts.arguments import CheckpointArguments
+
+
+QDRANT = "qdrant+"
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """What a Qdrant client opens, a URL or a folder, and the collection in it, from `qdrant+URL/COLLECTION`.
+
+    Raises:
+        ValueError: the address is none of a collection.
+    """
+    parts = urlsplit(address.removeprefix(QDRANT))
+    location, _, collection = parts.path.rpartition("/")
+    is_server = parts.scheme in ("http", "https") and parts.netloc and not location
+    is_folder = parts.scheme == "file" and not parts.netloc and location
+    if not (address.startswith(QDRANT) and collection and (is_server or is_folder)):
+        raise ValueError(
+            "a Qdrant collection must be given as qdrant+http://HOST:6333/COLLECTION, with https, or as "
+            f"qdrant+file:///FOLDER/COLLECTION, got {address!r}"
+        )
+    return (f"{parts.scheme}://{parts.netloc}" if is_server else location), collection
 
 
 @dataclass(kw_only=True)
@@ -21,6 +43,10 @@ class IndexArguments(CheckpointArguments):
         default="flat",
         metadata={"help": "FAISS index of the embeddings: flat is exact, hnsw is faster from about 10^6."},
     )
+    copy_to: str | None = field(
+        default=None,
+        metadata={"help": "Qdrant collection that becomes a copy of the index: qdrant+http://host:6333/collection."},
+    )
     codes_per_image: int | None = field(
         default=None, metadata={"help": "Search by the k largest codes of each image; by all if not given."}
     )
@@ -33,6 +59,13 @@ class IndexArguments(CheckpointArguments):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not Path(self.images).is_dir():
             raise ValueError(f"images={self.images!r} is no folder")
+        if self.index.startswith(QDRANT):
+            raise ValueError(
+                f"index must be a folder, which keeps what a collection is a copy of, got {self.index!r}; give the "
+                "collection as copy_to"
+            )
+        if self.copy_to is not None:
+            split_address(self.copy_to)
 
 
 @dataclass(kw_only=True)
@@ -66,7 +99,9 @@ class EmbedArguments(CheckpointArguments):
 class SearchArguments(CheckpointArguments):
     """What is searched for, and where."""
 
-    index: str = field(metadata={"help": "Folder that index_images wrote."})
+    index: str = field(
+        metadata={"help": "Folder that index_images wrote, or its copy: qdrant+http://host:6333/collection."}
+    )
     text: str | None = field(default=None, metadata={"help": "Search by words."})
     image: str | None = field(default=None, metadata={"help": "Search by an image: its path."})
     by: Literal["embeds", "codes"] = field(
@@ -76,7 +111,9 @@ class SearchArguments(CheckpointArguments):
     subfolder: str | None = field(
         default=None, metadata={"help": "Only images in this subfolder of the indexed one, and below it."}
     )
-    caption_word: str | None = field(default=None, metadata={"help": "Only images whose caption has this word."})
+    caption_word: str | None = field(
+        default=None, metadata={"help": "Only images whose caption has this word, or all of these."}
+    )
     grid: str | None = field(default=None, metadata={"help": "PNG to write the images into."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model that made the index is now, if it was moved."}
@@ -87,3 +124,5 @@ class SearchArguments(CheckpointArguments):
             raise ValueError(f"give either text or image, got text={self.text!r} and image={self.image!r}")
         if self.grid is not None and not self.grid.lower().endswith(".png"):
             raise ValueError(f"grid must end in .png, got {self.grid!r}")
+        if self.index.startswith(QDRANT):
+            split_address(self.index)

@@ -10,7 +10,6 @@ with their checksums; all that search answers comes from them.
 """
 
 import json
-import re
 import shutil
 import sqlite3
 import unicodedata
@@ -18,8 +17,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import faiss
 import numpy as np
@@ -28,11 +30,20 @@ from filelock import FileLock, Timeout
 
 from run_scripts.data.files import hash_file
 from run_scripts.evaluation.embedding import Features
+from run_scripts.search.nearest import (
+    best,
+    build_dense_index,
+    build_inverted_index,
+    keep_largest,
+    score_images,
+    search_dense,
+    stack_codes,
+)
+from run_scripts.search.search_index import NO_FILTERS, Filters, Hit, IndexedFile, IndexedImage, check_query
 
 
 DATABASE, LOCK, SEARCH_FILES = "images.sqlite3", "lock", "search_files"
 FORMAT_VERSION = 2
-FAISS_FACTORIES = {"flat": "Flat", "hnsw": "HNSW32"}
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
     # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer image.
@@ -44,6 +55,8 @@ SCHEMA = (
     f"PRAGMA user_version = {FORMAT_VERSION}",
 )
 
+
+IMAGE_COLUMNS = "id, digest, embeds, codes, code_weights, checksum"
 
 # Control, format, surrogate, line and paragraph separator. Two of the second kind join letters and emoji.
 _NOT_PRINTED, _JOINERS = ("Cc", "Cf", "Cs", "Zl", "Zp"), "\u200c\u200d"
@@ -64,14 +77,6 @@ class FileState:
     caption: str | None
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One image found: its score (a cosine), and the path and caption of each file that holds it."""
-
-    score: float
-    files: list[tuple[Path, str | None]]
-
-
 def printable(text: str) -> str:
     """Text to print: what would move the cursor, reorder letters or be no character at all is escaped."""
     return "".join(
@@ -80,71 +85,6 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
-
-
-def build_dense_index(embeds: np.ndarray, kind: Literal["flat", "hnsw"]) -> faiss.Index:
-    """A FAISS index of embeddings by inner product.
-
-    Args:
-        embeds: (num_images, dim) float32, rows of length 1.
-        kind: `flat` compares with every image and is exact, `hnsw` walks a graph and is approximate.
-    """
-    index = faiss.index_factory(embeds.shape[1], FAISS_FACTORIES[kind], faiss.METRIC_INNER_PRODUCT)
-    index.add(embeds)
-    return index
-
-
-def stack_codes(codes: list[np.ndarray], code_weights: list[np.ndarray], codebook_size: int) -> scipy.sparse.csr_array:
-    """Active codes and weights of images as a matrix of shape (num_images, codebook_size)."""
-    starts = np.cumsum([0, *map(len, codes)])
-    # SciPy keeps 4 bytes for a code's number only where the starts take no more than that.
-    starts = starts.astype(np.int32 if starts[-1] < 2**31 else np.int64)
-    entries = (np.concatenate(code_weights), np.concatenate(codes), starts)
-    return scipy.sparse.csr_array(entries, shape=(len(codes), codebook_size))
-
-
-def build_inverted_index(code_weights: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """The inverted index of code weights: for each code the images in which it is active.
-
-    Args:
-        code_weights: (num_images, codebook_size) at least 0, with a weight in every row.
-
-    Returns:
-        (codebook_size, num_images), columns of length 1, so that the product with a query of length 1 is the cosine.
-    """
-    lengths = np.sqrt(code_weights.multiply(code_weights).sum(axis=1))
-    scaled = code_weights.multiply(1 / lengths[:, None])
-    return scaled.T.tocsr().astype(np.float32)
-
-
-def keep_largest(codes: np.ndarray, code_weights: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of an image's active codes, in rising order, and their weights: those with the `num_codes` largest weights."""
-    kept = np.sort(np.argsort(-code_weights, kind="stable")[:num_codes])
-    return codes[kept], code_weights[kept]
-
-
-def score_images(inverted_index: scipy.sparse.csr_array, code_weights: np.ndarray) -> np.ndarray:
-    """Cosines of a query's code weights with those of all images.
-
-    Args:
-        inverted_index: (codebook_size, num_images), from `build_inverted_index`.
-        code_weights: (codebook_size,) of the query, not all 0. Only the rows of its active codes are read.
-
-    Returns:
-        (num_images,) in [0, 1].
-    """
-    active = np.flatnonzero(code_weights)
-    weights = code_weights[active] / np.linalg.norm(code_weights)
-    return weights @ inverted_index[active]
-
-
-def best(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """Positions of the `top_k` highest scores above 0, best first; of equal ones the first."""
-    candidates = np.flatnonzero(scores > 0)
-    if len(candidates) > top_k:
-        values = scores[candidates]
-        candidates = candidates[values >= np.partition(values, -top_k)[-top_k]]
-    return candidates[np.lexsort((candidates, -scores[candidates]))][:top_k]
 
 
 class IndexWriter:
@@ -202,7 +142,7 @@ class IndexWriter:
         if problems != "ok":
             raise ValueError(f"index={str(self.folder)!r} is damaged: {problems}; make a new one")
         facts = _read_facts(connection)
-        check_model(self.folder, facts["model_hash"], self.model_name, self.model_hash)
+        check_model(str(self.folder), facts["model_hash"], self.model_name, self.model_hash)
         former = Path(facts["images"])
         if former != self.images and former.exists():
             raise ValueError(
@@ -210,12 +150,23 @@ class IndexWriter:
                 f"{str(former)!r}, which still exists; give each folder an index of its own"
             )
         with connection:
-            self._set_facts(model_name=self.model_name, images=str(self.images))
+            index_id = facts.get("index_id", uuid4().hex)  # which indexes made before there were copies lack
+            self._set_facts(model_name=self.model_name, images=str(self.images), index_id=index_id)
 
     def _set_facts(self, **facts: Any) -> None:
         texts = {name: json.dumps(value) for name, value in facts.items()}
         rows = [(name, text, _fact_checksum(name, text)) for name, text in texts.items()]
         self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
+
+    @property
+    def index_id(self) -> str:
+        """By which a copy of this index is known."""
+        return _read_facts(self._connection)["index_id"]
+
+    @property
+    def codebook_size(self) -> int | None:
+        """The number of codes of the model; None if it has none."""
+        return _read_facts(self._connection)["codebook_size"]
 
     def file_states(self) -> dict[str, FileState]:
         """All files, by their path relative to the folder of images.
@@ -326,24 +277,39 @@ class IndexWriter:
             connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
             connection.execute("CREATE INDEX files_of_image ON files (image_id)")
 
+    def list_images(self) -> Iterator[tuple[int, bytes, list[IndexedFile]]]:
+        """Id, digest and files of all images, in the order of their ids."""
+        query = "SELECT id, digest, path, caption FROM images JOIN files ON image_id = id ORDER BY id, path"
+        for (image_id, digest), rows in groupby(self._connection.execute(query), key=itemgetter(0, 1)):
+            yield image_id, digest, [IndexedFile(*row) for _, _, *row in rows]
+
+    def read_image(self, image_id: int, codes_per_image: int | None) -> IndexedImage:
+        """One image, with its largest codes or all.
+
+        Raises:
+            ValueError: its row is damaged.
+        """
+        row = self._connection.execute(f"SELECT {IMAGE_COLUMNS} FROM images WHERE id = ?", (image_id,)).fetchone()
+        return self._check_image(row, codes_per_image)
+
     def _read_images(
         self, codes_per_image: int | None
     ) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array | None]:
         """Ids, embeds and code weights of all images in the order of their ids."""
-        ids, embeds, codes, code_weights = [], [], [], []
-        query = "SELECT id, digest, embeds, codes, code_weights, checksum FROM images ORDER BY id"
-        for image_id, *blobs, checksum in self._connection.execute(query):
-            if zlib.crc32(b"".join(blobs)) != checksum:
-                raise ValueError(f"index={str(self.folder)!r} is damaged: image {image_id}; make a new one")
-            ids.append(image_id)
-            embeds.append(np.frombuffer(blobs[1], np.float32))
-            active = np.frombuffer(blobs[2], np.int32), np.frombuffer(blobs[3], np.float32)
-            active = active if codes_per_image is None else keep_largest(*active, codes_per_image)
-            codes.append(active[0])
-            code_weights.append(active[1])
-        codebook_size = _read_facts(self._connection)["codebook_size"]
-        matrix = None if codebook_size is None else stack_codes(codes, code_weights, codebook_size)
-        return np.array(ids), np.stack(embeds), matrix
+        rows = self._connection.execute(f"SELECT {IMAGE_COLUMNS} FROM images ORDER BY id")
+        images = [self._check_image(row, codes_per_image) for row in rows]
+        matrix, size = None, self.codebook_size
+        if size is not None:
+            matrix = stack_codes([image.codes for image in images], [image.code_weights for image in images], size)
+        return np.array([image.image_id for image in images]), np.stack([image.embeds for image in images]), matrix
+
+    def _check_image(self, row: tuple, codes_per_image: int | None) -> IndexedImage:
+        image_id, *blobs, checksum = row
+        if zlib.crc32(b"".join(blobs)) != checksum:
+            raise ValueError(f"index={str(self.folder)!r} is damaged: image {image_id}; make a new one")
+        active = np.frombuffer(blobs[2], np.int32), np.frombuffer(blobs[3], np.float32)
+        active = active if codes_per_image is None else keep_largest(*active, codes_per_image)
+        return IndexedImage(image_id, blobs[0], np.frombuffer(blobs[1], np.float32), *active)
 
 
 class ImageIndex:
@@ -353,15 +319,14 @@ class ImageIndex:
         folder: the index.
 
     Attributes:
-        model_name, model_hash: the model that made it.
-        is_current: whether nothing was committed since the search files were written.
+        address, model_name, model_hash, is_current: as in `SearchIndex`.
 
     Raises:
         ValueError: there is no index, it has no search files yet, or it is damaged.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.address = str(folder)
         if not (folder / DATABASE).exists():
             raise ValueError(f"index={str(folder)!r} holds no index; index_images makes one")
         with _refuse_damage(folder):
@@ -387,49 +352,28 @@ class ImageIndex:
         self._inverted_index = scipy.sparse.load_npz(codes) if codes.exists() else None
         self._connection = _open_to_read(written / "files.sqlite3")
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """As in `SearchIndex`."""
         return len(self._ids)
 
     def close(self) -> None:
+        """As in `SearchIndex`."""
         self._connection.close()
 
-    def search(
-        self,
-        query: Features,
-        by: Literal["embeds", "codes"],
-        top_k: int,
-        subfolder: str | None = None,
-        caption_word: str | None = None,
+    def query(
+        self, features: Features, by: Literal["embeds", "codes"], top_k: int, filters: Filters = NO_FILTERS
     ) -> list[Hit]:
-        """The images nearest to a query by the cosine of embeddings or of code weights.
-
-        Args:
-            query: of one image or caption, from the model that made the index.
-            by: what is compared.
-            top_k: how many, at least 1; there are fewer hits if the index holds fewer, or, by codes, if fewer share a
-                code with the query, or fewer pass the filters.
-            subfolder: of the folder that was indexed: only images with a file in it or below it.
-            caption_word: only images with this word, or these words in a row, in a caption, in any case of letters.
-
-        Returns:
-            Hits with falling score.
-
-        Raises:
-            ValueError: `top_k` is less than 1, or the model has no codes.
-        """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        allowed = None if subfolder is None and caption_word is None else self._filter(subfolder, caption_word)
+        """As in `SearchIndex`."""
+        check_query(by, top_k, self._inverted_index is not None)
+        allowed = None if filters == NO_FILTERS else self._filter(filters)
         if by == "codes":
-            if self._inverted_index is None:
-                raise ValueError("by='codes' needs a model with codes, and the model of this index has none")
-            scores = score_images(self._inverted_index, query.code_weights[0].numpy())
+            scores = score_images(self._inverted_index, features.code_weights[0].numpy())
             if allowed is not None:
                 scores = np.where(allowed, scores, 0)
             rows = best(scores, top_k)
             scores = scores[rows]
         else:
-            scores, rows = search_dense(self._dense_index, query.embeds.numpy(), min(top_k, len(self)), allowed)
+            scores, rows = search_dense(self._dense_index, features.embeds.numpy(), min(top_k, self.count()), allowed)
             is_found = rows[0] >= 0  # a graph may reach fewer images than there are
             scores, rows = scores[0][is_found], rows[0][is_found]
         return [
@@ -437,48 +381,21 @@ class ImageIndex:
             for score, image_id in zip(scores, self._ids[rows], strict=True)
         ]
 
-    def _filter(self, subfolder: str | None, caption_word: str | None) -> np.ndarray:
-        """For every row whether one file of its image is in the subfolder and has the word in its caption."""
-        inside = None if subfolder is None else PurePosixPath(subfolder)
-        word = None if caption_word is None else re.compile(rf"(?<!\w){re.escape(caption_word)}(?!\w)", re.IGNORECASE)
-        ids = {
-            image_id
-            for image_id, path, caption in self._connection.execute("SELECT image_id, path, caption FROM files")
-            if (inside is None or inside in PurePosixPath(path).parents)
-            and (word is None or (caption is not None and word.search(caption)))
-        }
-        return np.isin(self._ids, list(ids))
+    def _filter(self, filters: Filters) -> np.ndarray:
+        """For every row whether its image passes the filters."""
+        rows = self._connection.execute("SELECT image_id, path, caption FROM files")
+        return np.isin(self._ids, [image_id for image_id, *file in rows if filters.pass_file(IndexedFile(*file))])
 
     def _files(self, image_id: int) -> list[tuple[Path, str | None]]:
         query = "SELECT path, caption FROM files WHERE image_id = ? ORDER BY path"
         return [(self._images / path, caption) for path, caption in self._connection.execute(query, (image_id,))]
 
 
-def search_dense(
-    index: faiss.Index, queries: np.ndarray, top_k: int, allowed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of the `top_k` nearest embeddings, of all or of the allowed rows, best first.
-
-    Args:
-        allowed: (num_rows,), for every row whether it may be found.
-
-    Returns:
-        Both of shape (num_queries, top_k). Where there are fewer rows, the rest is of row -1.
-    """
-    options = {} if allowed is None else {"sel": faiss.IDSelectorBatch(np.flatnonzero(allowed))}
-    if isinstance(index, faiss.IndexHNSW):
-        # The walk keeps this many candidates: more finds more of the nearest, and must be no fewer than are asked for.
-        parameters = faiss.SearchParametersHNSW(efSearch=max(128, top_k), **options)
-    else:
-        parameters = faiss.SearchParameters(**options)
-    return index.search(queries, top_k, params=parameters)
-
-
-def check_model(folder: Path, expected_hash: str, name: str, model_hash: str) -> None:
+def check_model(index: str, expected_hash: str, name: str, model_hash: str) -> None:
     """Raise a ValueError unless the model of this name and hash made the index."""
     if model_hash != expected_hash:
         raise ValueError(
-            f"model={name!r} (hash {model_hash[:12]}) did not make index={str(folder)!r} (hash {expected_hash[:12]}): "
+            f"model={name!r} (hash {model_hash[:12]}) did not make index={index!r} (hash {expected_hash[:12]}): "
             "their embeddings cannot be compared; make a new index"
         )
 

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -21,11 +22,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from run_scripts.data.decoding import IMAGE_EXTENSIONS, decode_image, read_image_file
 from run_scripts.evaluation.embedding import embed_inputs, hash_model
 from run_scripts.search.arguments import IndexArguments
-from run_scripts.search.image_index import (
-    FileState,
-    IndexWriter,
-    printable,
-)
+from run_scripts.search.image_index import FileState, IndexWriter, printable
 
 
 logger = logging.getLogger(__name__)
@@ -42,6 +39,7 @@ class IndexReport:
         num_embedded: images embedded by this run.
         num_removed: images that no file holds any more.
         unreadable: for each file that was left out, why.
+        num_written, num_deleted: images of the copy that this run changed.
     """
 
     num_files: int
@@ -49,6 +47,8 @@ class IndexReport:
     num_embedded: int
     num_removed: int
     unreadable: dict[str, str]
+    num_written: int = 0
+    num_deleted: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: I
     if not files:
         raise ValueError(f"images={arguments.images!r} holds no file with an extension of {EXTENSIONS}")
     name = str(Path(arguments.model).resolve()) if Path(arguments.model).exists() else arguments.model
-    with IndexWriter(Path(arguments.index), folder, name, hash_model(model, processor)) as writer:
+    with ExitStack() as opened:
+        writer = opened.enter_context(IndexWriter(Path(arguments.index), folder, name, hash_model(model, processor)))
+        copy = opened.enter_context(_open_copy(arguments.copy_to, writer))
         recorded = writer.file_states()
         is_same = {path for path, state in files.items() if _key(state) == _key(recorded.get(path))}
         captions = {path: files[path].caption for path in is_same if files[path].caption != recorded[path].caption}
@@ -186,7 +188,17 @@ def index_images(model: PreTrainedModel, processor: ProcessorMixin, arguments: I
             raise ValueError(f"images={arguments.images!r}: none of {len(files)} files can be read as an image")
         num_removed = writer.keep_only(kept)
         writer.write_search_files(arguments.dense_index, arguments.codes_per_image)
-        return IndexReport(len(kept), len(writer.digests()), num_embedded, num_removed, unreadable)
+        changes = (0, 0) if copy is None else copy.update(arguments.dense_index, arguments.codes_per_image)
+        return IndexReport(len(kept), len(writer.digests()), num_embedded, num_removed, unreadable, *changes)
+
+
+def _open_copy(address: str | None, writer: IndexWriter) -> AbstractContextManager:
+    """The copy to bring up to date; opened before anything is embedded, so that it is refused first."""
+    if address is None:
+        return nullcontext()
+    from run_scripts.search.qdrant_index import QdrantWriter  # an extra
+
+    return QdrantWriter(address, writer)
 
 
 def _key(state: FileState | None) -> tuple[int, int] | None:

@@ -4,25 +4,36 @@
 import logging
 import math
 from bisect import bisect
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from run_scripts.data.decoding import ImageError, decode_image, to_rgb
 from run_scripts.evaluation.embedding import embed_captions, embed_images, hash_model, load_model
-from run_scripts.search.arguments import SearchArguments
-from run_scripts.search.image_index import (
-    Hit,
-    ImageIndex,
-    check_model,
-    printable,
-)
+from run_scripts.search.arguments import QDRANT, SearchArguments
+from run_scripts.search.image_index import ImageIndex, check_model, printable
+from run_scripts.search.search_index import Filters, Hit, SearchIndex
 
 
 logger = logging.getLogger(__name__)
 
 CELL, LINE, NUM_COLUMNS = 160, 16, 5  # pixels, pixels, images
 NOTHING_FOUND = "(nothing found)"
+
+
+def open_index(address: str) -> SearchIndex:
+    """The index in a folder, or its copy in a Qdrant collection.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+        ImportError: it needs a package that is missing.
+    """
+    if not address.startswith(QDRANT):
+        return ImageIndex(Path(address))
+    from run_scripts.search.qdrant_index import QdrantIndex  # an extra
+
+    return QdrantIndex(address)
 
 
 def read_query_image(path: str) -> Image.Image:
@@ -88,17 +99,18 @@ def search_images(arguments: SearchArguments) -> None:
     Raises:
         ValueError: the index, the model or the image cannot be used.
     """
-    index = ImageIndex(Path(arguments.index))
-    name = arguments.model or index.model_name
-    model, processor = load_model(name, arguments.device)
-    check_model(index.folder, index.model_hash, name, hash_model(model, processor))
-    if not index.is_current:
-        logger.warning("the index has changed since its last complete run; images added since are not searched")
-    if arguments.text is not None:
-        query = embed_captions(model, processor, [arguments.text])
-    else:
-        query = embed_images(model, processor, [read_query_image(arguments.image)])
-    hits = index.search(query, arguments.by, arguments.top_k, arguments.subfolder, arguments.caption_word)
+    filters = Filters(arguments.subfolder, arguments.caption_word)
+    with closing(open_index(arguments.index)) as index:
+        name = arguments.model or index.model_name
+        model, processor = load_model(name, arguments.device)
+        check_model(index.address, index.model_hash, name, hash_model(model, processor))
+        if not index.is_current:
+            logger.warning("the index has changed since its last complete run; images added since are not searched")
+        if arguments.text is not None:
+            query = embed_captions(model, processor, [arguments.text])
+        else:
+            query = embed_images(model, processor, [read_query_image(arguments.image)])
+        hits = index.query(query, arguments.by, arguments.top_k, filters)
     print(format_hits(hits))
     if arguments.grid is not None:
         Path(arguments.grid).parent.mkdir(parents=True, exist_ok=True)
