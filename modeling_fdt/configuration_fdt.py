@@ -33,6 +33,12 @@ _AUTO_MAP = {
     "AutoModelForZeroShotImageClassification": "modeling_fdt.FDTModel",
 }
 
+# Fields that transformers takes any number for, and divides by or allocates later.
+_SIZES = (
+    *("hidden_size", "image_size", "intermediate_size", "num_attention_heads", "num_channels", "patch_size"),
+    "vocab_size",
+)
+
 # Names that transformers itself reads from a configuration although they are fields of no class.
 _TRANSFORMERS_NAMES = {
     *("attn_implementation", "auto_map", "experts_implementation", "gradient_checkpointing", "model_type"),
@@ -67,6 +73,13 @@ def _refuse_unknown_names(names: Any, config_class: type[PreTrainedConfig], wher
             similar = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f" Did you mean `{similar[0]}`?" if similar else f" Its fields are {sorted(fields)}."
             raise ValueError(f"{where} has no field `{name}`.{hint}")
+
+
+def _refuse_sizes_below_one(fields: dict[str, Any], where: str) -> None:
+    for name in _SIZES:
+        value = fields.get(name)
+        if any(isinstance(size, int) and size < 1 for size in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError(f"`{name}` of {where} must be above 0, got {value}.")
 
 
 class FDTConfig(PreTrainedConfig):
@@ -177,6 +190,7 @@ class FDTConfig(PreTrainedConfig):
         config = getattr(self, name)
         if not isinstance(config, dict | PreTrainedConfig | None):
             raise ValueError(f"`{name}` must be a configuration, a dict or None, got {config!r}.")
+        _refuse_sizes_below_one(vars(config) if isinstance(config, PreTrainedConfig) else config or {}, f"`{name}`")
         if not isinstance(config, PreTrainedConfig):
             config = dict(config or {})
             if "model_type" not in config:

@@ -22,6 +22,15 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, explain_outputs
 from .grounding import FDTGrounding
+from .inputs_fdt import (
+    check_captions,
+    check_mask,
+    check_options,
+    check_shape,
+    check_token_ids,
+    put_padding_last,
+    take_tokens,
+)
 from .loss_fdt import cap_logit_scale, contrastive_logits, contrastive_loss, global_contrastive_loss
 from .towers_fdt import (
     ORIGINAL_CONTEXT_LENGTH,
@@ -270,7 +279,8 @@ class _ImageGrounding:
             [`FDTVisionModelOutput`], whose `pooler_output` are the embeddings.
 
         Raises:
-            ValueError: `pixel_values` are no batch of images with the tower's number of channels.
+            ValueError: `pixel_values` are no batch of images with the tower's number of channels, or the tower has no
+                such option.
         """
         tower_output, patch_features = self._run_vision_tower(pixel_values, **kwargs)
         grounded = self.ground_patches(patch_features)
@@ -308,7 +318,12 @@ class _ImageGrounding:
 
         Returns:
             [`FDTVisionModelOutput`], whose `last_hidden_state` are the features given.
+
+        Raises:
+            ValueError: `patch_features` have another shape.
         """
+        hidden_size = get_hidden_size(self.config.vision_config)
+        check_shape("patch_features", patch_features, "batch_size", "num_patches", hidden_size)
         image_embeds, image_code_weights = self.vision_grounding(patch_features, self.codebook)
         return FDTVisionModelOutput(
             last_hidden_state=patch_features,
@@ -319,11 +334,8 @@ class _ImageGrounding:
 
     def _run_vision_tower(self, pixel_values: torch.Tensor, **kwargs) -> tuple[Any, torch.Tensor]:
         num_channels = getattr(self.config.vision_config, "num_channels", 3)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {num_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}."
-            )
+        check_shape("pixel_values", pixel_values, "batch_size", num_channels, "height", "width")
+        check_options(kwargs, self.config.vision_config)
         tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
         check_token_features(self.config.vision_config, tower_output)
         return tower_output, self._select_patches(tower_output.last_hidden_state, pixel_values)
@@ -336,39 +348,6 @@ class _ImageGrounding:
         patch_height, patch_width = get_patch_size(self.config.vision_config)
         num_patches = (pixel_values.shape[2] // patch_height) * (pixel_values.shape[3] // patch_width)
         return hidden_states[:, max(hidden_states.shape[1] - num_patches, 0) :]
-
-
-def put_padding_last(inputs: dict[str, Any], attention_mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
-    """
-    The tokens of every caption first, in their order: towers count positions from the left, wherever a tokenizer puts
-    the padding.
-
-    Args:
-        inputs (`dict`): what a text tower is given; tensors of shape `(batch_size, sequence_length, ...)` are moved.
-        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for tokens, 0 for padding.
-
-    Returns:
-        The inputs so, and of shape `(batch_size, sequence_length)` the place where each token has gone.
-    """
-    is_token = attention_mask != 0
-    after_tokens = is_token.sum(dim=1, keepdim=True) + (~is_token).cumsum(dim=1)
-    place = torch.where(is_token, is_token.cumsum(dim=1), after_tokens) - 1
-    positions = torch.arange(attention_mask.shape[1], device=place.device)
-    order = torch.zeros_like(place).scatter(1, place, positions.expand_as(place))
-    moved = {
-        name: _take_tokens(value, order)
-        if isinstance(value, torch.Tensor) and value.shape[:2] == attention_mask.shape
-        else value
-        for name, value in inputs.items()
-    }
-    return moved, place
-
-
-def _take_tokens(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-    """Of every row the values at the places given for it; None leaves them where they are."""
-    if places is None:
-        return values
-    return values[torch.arange(values.shape[0], device=values.device)[:, None], places]
 
 
 class _TextGrounding:
@@ -401,12 +380,13 @@ class _TextGrounding:
             [`FDTTextModelOutput`], whose `pooler_output` are the embeddings.
 
         Raises:
-            ValueError: captions are longer than the text tower's context, or the mask has another shape.
+            ValueError: captions are longer than the text tower's context, a shape is wrong, the tower has no such
+                option, or (seen on the CPU) it has no such token id, or a row of the mask no token.
         """
         tower_output, token_features, attention_mask, place = self._run_text_tower(input_ids, attention_mask, **kwargs)
         grounded = self.ground_tokens(token_features, attention_mask)
         return FDTTextModelOutput(
-            last_hidden_state=_take_tokens(token_features, place),
+            last_hidden_state=take_tokens(token_features, place),
             pooler_output=grounded.pooler_output,
             hidden_states=tower_output.hidden_states,
             attentions=tower_output.attentions,
@@ -430,7 +410,7 @@ class _TextGrounding:
             ValueError: as [`~FDTModel.get_text_features`] does.
         """
         _, token_features, _, place = self._run_text_tower(input_ids, attention_mask, **kwargs)
-        return _take_tokens(token_features, place)
+        return take_tokens(token_features, place)
 
     def ground_tokens(
         self, token_features: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -446,7 +426,13 @@ class _TextGrounding:
 
         Returns:
             [`FDTTextModelOutput`], whose `last_hidden_state` are the features given.
+
+        Raises:
+            ValueError: features or mask have another shape, or (seen on the CPU) a row of the mask has no token.
         """
+        hidden_size = get_hidden_size(self.config.text_config)
+        check_shape("token_features", token_features, "batch_size", "num_tokens", hidden_size)
+        check_mask(attention_mask, "token_features", token_features)
         text_embeds, text_code_weights = self.text_grounding(
             token_features, self.codebook, attention_mask, padded_length=self._padded_length
         )
@@ -461,24 +447,16 @@ class _TextGrounding:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
     ) -> tuple[Any, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """What the tower gave, its token features and their mask with padding last, and where each token has gone."""
-        context_length = get_context_length(self.config.text_config)
-        if input_ids.ndim != 2 or input_ids.shape[1] > context_length:
-            raise ValueError(
-                f"`input_ids` must have shape (batch_size, sequence_length) with at most {context_length} positions, "
-                f"got {tuple(input_ids.shape)}. FDTProcessor truncates longer captions."
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, "
-                f"got {tuple(attention_mask.shape)}."
-            )
+        check_captions(input_ids, attention_mask, self.config.text_config)
+        check_options(kwargs, self.config.text_config)
         inputs, place = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}, None
         if attention_mask is not None:
             inputs, place = put_padding_last(inputs, attention_mask)
             attention_mask = inputs["attention_mask"]
         if self.config.text_config.model_type in TYPES_TRAINED_WITH_PADDING:
-            padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask, context_length)
+            padded_ids = self._pad_to_context(inputs["input_ids"], attention_mask)
             inputs = {**inputs, "input_ids": padded_ids, "attention_mask": None}
+        check_token_ids(inputs["input_ids"], self.text_tower.get_input_embeddings())
         tower_output = self.text_tower(**inputs)
         check_token_features(self.config.text_config, tower_output)
         token_features = tower_output.last_hidden_state[:, : input_ids.shape[1]]
@@ -494,10 +472,9 @@ class _TextGrounding:
             return None
         return min(get_context_length(self.config.text_config), ORIGINAL_CONTEXT_LENGTH)
 
-    def _pad_to_context(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, context_length: int
-    ) -> torch.Tensor:
+    def _pad_to_context(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         pad_token_id = self.config.text_config.pad_token_id
+        context_length = get_context_length(self.config.text_config)
         if attention_mask is not None:  # a tokenizer may pad with another id
             input_ids = input_ids.masked_fill(attention_mask == 0, pad_token_id)
         return nn.functional.pad(input_ids, (0, context_length - input_ids.shape[1]), value=pad_token_id)
@@ -664,9 +641,11 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             [`FDTOutput`]
 
         Raises:
-            ValueError: neither images nor captions are given, or both inputs and features; a shape is wrong; or in
-                training the numbers of images and captions differ, on one process or from one process to the other.
+            ValueError: neither images nor captions are given, or both inputs and features; a shape is wrong, or a
+                name or value as in [`~FDTModel.get_text_features`]; or in training the numbers of images and captions
+                differ, on one process or from one process to the other.
         """
+        check_options(kwargs, self.config.vision_config, self.config.text_config)
         has_images = _is_one_given(pixel_values=pixel_values, patch_features=patch_features)
         has_captions = _is_one_given(input_ids=input_ids, token_features=token_features)
         if not has_images and not has_captions:
@@ -767,10 +746,13 @@ class FDTModel(_ImageGrounding, _TextGrounding, FDTPreTrainedModel):
             [`FDTProcessor.post_process_text_explanation`] turn it into heat maps and words.
 
         Raises:
-            ValueError: the model is in training mode, `top_k` or `codes` is out of range, or as `forward` does.
+            ValueError: the model is in training mode, `patch_features` are given, `top_k` or `codes` is out of range,
+                or as `forward` does.
         """
         if self.training:
             raise ValueError("`explain` needs the model in evaluation mode: call `model.eval()` first.")
+        if kwargs.get("patch_features") is not None:
+            raise ValueError("`explain` takes `pixel_values`, which tell the rows of patches, got `patch_features`.")
         kwargs.update(return_dict=True, return_loss=False)
         outputs = self(input_ids, pixel_values, attention_mask, **kwargs)
         return explain_outputs(self, outputs, pixel_values, attention_mask, top_k, codes)

@@ -101,13 +101,7 @@ class FDTProcessor(ProcessorMixin):
                 raise ValueError(f"`text` must be a string or a list of at least one string, got {text!r}.")
             if not all(isinstance(caption, str) for caption in captions):
                 raise ValueError(f"every caption must be a string, got {[type(c).__name__ for c in captions]}.")
-        # Generic callers such as sentence-transformers pass the options of every modality there is.
-        known = {f"{group}_kwargs" for group in ("text", "images", "audio", "videos", "common")} | {"return_tensors"}
-        known |= set(TextKwargs.__annotations__) | set(ImagesKwargs.__annotations__)
-        known |= set(self.image_processor.valid_kwargs.__annotations__)
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise ValueError(f"FDTProcessor has no option {unknown}; its options are {sorted(known)}.")
+        self._refuse_unknown_options(kwargs)
         for options in (kwargs, kwargs.get("text_kwargs", {}), kwargs.get("common_kwargs", {})):
             if options.get("return_attention_mask") is False:
                 raise ValueError(
@@ -115,7 +109,23 @@ class FDTProcessor(ProcessorMixin):
                 )
         if text is not None:
             kwargs = self._bound_padding(captions, kwargs)
-        return super().__call__(images=images, text=text, **kwargs)
+        inputs = super().__call__(images=images, text=text, **kwargs)
+        for row, mask in enumerate(inputs.get("attention_mask", [])):
+            if not torch.as_tensor(mask).any():
+                raise ValueError(f"every caption must have a token, got none of caption {row}, {captions[row]!r}.")
+        return inputs
+
+    def _refuse_unknown_options(self, kwargs: dict[str, Any]) -> None:
+        text_options = set(TextKwargs.__annotations__)
+        image_options = {*ImagesKwargs.__annotations__, *self.image_processor.valid_kwargs.__annotations__}
+        groups = {"text_kwargs": text_options, "images_kwargs": image_options}
+        # Generic callers such as sentence-transformers pass the options of every modality there is.
+        groups[""] = {*text_options, *image_options, *groups, "audio_kwargs", "videos_kwargs", "common_kwargs"}
+        for group, known in groups.items():
+            unknown = sorted(set(kwargs.get(group, {}) if group else kwargs) - known)
+            if unknown:
+                where = f" in `{group}`" if group else ""
+                raise ValueError(f"FDTProcessor has no option {unknown}{where}; its options are {sorted(known)}.")
 
     def _bound_padding(self, captions: list[str] | tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """`kwargs` with the length that `pad_to_multiple_of` comes to; transformers refuses it beside truncation."""

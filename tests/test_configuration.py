@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, BertConfig, CLIPConfig, Swinv2Config
+from transformers import AutoConfig, BertConfig, CLIPConfig, CLIPVisionConfig, Swinv2Config
 
 from modeling_fdt import FDTConfig
 from tests.conftest import build_tiny_config
@@ -90,6 +90,13 @@ def test_a_checkpoint_of_another_release_may_carry_new_fields(tmp_path):
         ({"text_config": {"hiden_size": 3}}, "`text_config` .* has no field `hiden_size`. Did you mean `hidden_size`"),
         ({"vision_config": {"hidden_size": "wide"}}, "`vision_config` is refused .*hidden_size"),
         ({"vision_config": {"hidden_size": 100, "num_attention_heads": 3}}, "`vision_config` is refused .*100"),
+        ({"vision_config": {"patch_size": 0}}, "`patch_size` of `vision_config` must be above 0, got 0"),
+        (
+            {"vision_config": CLIPVisionConfig(image_size=-1)},
+            "`image_size` of `vision_config` must be above 0, got -1",
+        ),
+        ({"text_config": {"num_attention_heads": 0}}, "`num_attention_heads` of `text_config` must be above 0, got 0"),
+        ({"vision_config": {"model_type": "vit", "patch_size": [4, 0]}}, r"`patch_size` .* above 0, got \[4, 0\]"),
         ({"vision_config": {"model_type": "unheard_of"}}, "`vision_config` has `model_type` 'unheard_of'"),
         ({"vision_config": "ViT-B/32"}, "`vision_config` must be a configuration, a dict or None, got 'ViT-B/32'"),
         ({"vision_config": CLIPConfig()}, r"`vision_config` must be .* tower, got CLIPConfig \(clip\): give its"),

@@ -196,6 +196,8 @@ def test_wrong_arguments_are_refused(tiny_model, inputs):
     ):
         with pytest.raises(ValueError, match=message):
             tiny_model.explain(**inputs, **wrong)
+    with pytest.raises(ValueError, match="`explain` takes `pixel_values`, .* got `patch_features`"):
+        tiny_model.explain(patch_features=tiny_model.get_patch_features(inputs["pixel_values"]))
     with pytest.raises(ValueError, match="`explain` needs the model in evaluation mode"):
         tiny_model.train().explain(**inputs)
 

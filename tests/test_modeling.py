@@ -441,6 +441,59 @@ def test_bad_inputs_are_refused(tiny_model, inputs):
         tiny_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"][:, :-1])
 
 
+IDS = torch.ones(2, 5, dtype=torch.long)
+NO_TOKEN = torch.tensor([[1] * 5, [0] * 5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pixel_values": torch.zeros(0, 3, 32, 32)}, r"`pixel_values` must be .* got \(0, 3, 32, 32\)"),
+        ({"pixel_values": "cat.png"}, "`pixel_values` must be a non-empty tensor .* got a str"),
+        (
+            {"patch_features": torch.zeros(2, 4, 33)},
+            r"`patch_features` .*\(batch_size, num_patches, 32\), .*got \(2, 4, 33",
+        ),
+        ({"patch_features": torch.zeros(2, 32)}, r"`patch_features` must be .* got \(2, 32\)"),
+        ({"token_features": torch.zeros(2, 0, 32)}, r"`token_features` must be .* got \(2, 0, 32\)"),
+        ({"token_features": torch.zeros(0, 4, 32)}, r"`token_features` must be .* got \(0, 4, 32\)"),
+        ({"input_ids": [[1, 2]]}, "`input_ids` must be a non-empty tensor .* got a list"),
+        ({"input_ids": IDS[:0]}, r"`input_ids` must be .* got \(0, 5\)"),
+        ({"input_ids": IDS[:, :0]}, r"`input_ids` must be .* got \(2, 0\)"),
+        ({"input_ids": IDS.float()}, "`input_ids` must be integers, got torch.float32"),
+        ({"input_ids": IDS + 49408}, "`input_ids` must be from 0 to 49408, got 49409"),
+        ({"input_ids": IDS - 2}, "`input_ids` must be from 0 to 49408, got -1"),
+        ({"input_ids": IDS, "attention_mask": [[1] * 5]}, "`attention_mask` must have the shape .* got a list"),
+        ({"input_ids": IDS, "attention_mask": NO_TOKEN}, "`attention_mask` .* at least one token .* row 1"),
+        (
+            {"token_features": torch.zeros(2, 5, 32), "attention_mask": NO_TOKEN},
+            "`attention_mask` .* at least one token .* row 1",
+        ),
+        (
+            {"token_features": torch.zeros(2, 5, 32), "attention_mask": NO_TOKEN[:, 1:]},
+            r"`attention_mask` must have the shape of `token_features`, \(2, 5\), got \(2, 4\)",
+        ),
+        ({"input_ids": IDS, "atention_mask": IDS}, "no option `atention_mask`. Did you mean `attention_mask`"),
+        ({"patch_features": torch.zeros(2, 4, 32), "output_attention": True}, "no option `output_attention`"),
+    ],
+)
+def test_wrong_values_and_names_are_refused(tiny_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**arguments)
+
+
+def test_options_are_those_of_the_tower(tiny_model, inputs):
+    with pytest.raises(
+        ValueError, match="CLIPVisionModel has no option `interpolate_pos`.*`interpolate_pos_encoding`"
+    ):
+        tiny_model.get_image_features(inputs["pixel_values"], interpolate_pos=True)
+    with pytest.raises(ValueError, match="CLIPTextModel has no option `interpolate_pos_encoding`"):
+        tiny_model.get_token_features(inputs["input_ids"], interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match="has no option `topk`"):
+        tiny_model.explain(**inputs, topk=3)
+    tiny_model(**inputs, task_ids=None)  # PEFT hands on what it was not given as None
+
+
 def test_numbers_of_images_and_captions_differ(tiny_model, inputs):
     fewer = {**inputs, "pixel_values": inputs["pixel_values"][:2]}
     output = tiny_model(**fewer)

@@ -220,6 +220,13 @@ def test_processor_output(tiny_processor, images, captions):
         ({"text": 3}, "`text` must be a string"),
         ({"images": []}, "empty list"),
         ({"text": "cat", "paddin": True}, "no option .*paddin"),
+        ({"text": "cat", "text_kwargs": {"paddin": True}}, "no option .*paddin.* in `text_kwargs`"),
+        ({"text": "cat", "text_kwargs": {"do_resize": True}}, "no option .*do_resize.* in `text_kwargs`"),
+        ({"text": "cat", "images_kwargs": {"do_resiz": True}}, "no option .*do_resiz.* in `images_kwargs`"),
+        (
+            {"text": ["a", ""], "add_special_tokens": False},
+            "every caption must have a token, got none of caption 1",
+        ),
     ],
 )
 def test_bad_input_is_refused(tiny_processor, arguments, message):

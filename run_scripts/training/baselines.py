@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from modeling_fdt import FDTConfig, FDTGrounding, FDTModel, FDTTextModelOutput, FDTVisionModelOutput
-from modeling_fdt.modeling_fdt import put_padding_last
+from modeling_fdt.inputs_fdt import put_padding_last
 from modeling_fdt.towers_fdt import get_hidden_size
 
 
