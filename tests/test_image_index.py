@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,35 @@ def test_other_search_files_need_no_embedding(run, tmp_path):
     assert run(codes_per_image=3, dense_index="hnsw").num_embedded == 0
     assert ImageIndex(tmp_path / "index")._inverted_index.nnz == 3 * NUM_PICTURES
     assert (tmp_path / "index" / "search_files-2").exists()
+
+
+def test_search_files_of_an_older_version_are_written_anew(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(image_index, "SEARCH_FILES_VERSION", 1)
+        run()
+    with pytest.raises(
+        ValueError, match="search files of an older version; run index_images again, which writes them"
+    ):
+        ImageIndex(tmp_path / "index")
+    assert run().num_embedded == 0
+    assert files_of(tmp_path / "index") == EXPECTED
+
+
+def test_search_by_date(run, loaded, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(searching, "load_model", lambda name, device: loaded)
+    days = {"0.png": "2026-04-30T23:59:59", "1.png": "2026-05-01T00:00:00", "2.png": "2026-05-31T23:59:59.9"}
+    for path in pictures.rglob("*.png"):
+        moment = datetime.fromisoformat(days.get(path.name, "2026-06-01T00:00:00") + "+00:00")
+        os.utime(path, (moment.timestamp(), moment.timestamp()))
+    run()
+    for options, expected in (
+        ({"after": "2026-05-01", "before": "2026-06-01"}, {"1.png", "2.png"}),
+        ({"before": "2026-05-01"}, {"0.png"}),
+        ({"after": "2026-06-01", "subfolder": "sub"}, {"4.png", "5.png", "6.png"}),
+    ):
+        search_images(SearchArguments(index=str(tmp_path / "index"), text="a cat", **options))
+        printed = capsys.readouterr().out
+        assert {Path(line.split()[2]).name for line in printed.splitlines()} == expected
 
 
 def test_equal_files_are_one_picture(run, pictures, tmp_path):
@@ -560,6 +590,8 @@ def test_what_is_printed_cannot_steer_the_terminal():
     [
         ({}, "give either text or image, got text=None and image=None"),
         ({"text": "a", "image": "b.png"}, "give either text or image"),
+        ({"text": "a", "after": "May 1"}, "after must be a date such as 2026-05-01, got 'May 1'"),
+        ({"text": "a", "after": "2026-05-02", "before": "2026-05-02"}, "after must be earlier than before"),
         ({"text": "a", "grid": "grid.jpg"}, "grid must end in .png, got 'grid.jpg'"),
     ],
 )

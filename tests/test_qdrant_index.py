@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from run_scripts.search.searching import search_images
 from tests.conftest import save_tiny_checkpoint
 
 
+DAY = 1_767_225_600  # 2026-01-01 in UTC, in seconds since 1970
 DIM, NUM_CODES, NUM_IMAGES = 16, 40, 50
 CAPTIONS = [None, "two dogs", "a Dog, and a cat", "STRASSE", "straße 7", "dogs: two", "e-mail"]
 FOLDERS = ["", "a/", "a/b/", "ab/", "c d/ü/"]
@@ -43,7 +45,9 @@ def digest(number: int) -> bytes:
 
 
 def state(number: int, caption: str | None) -> FileState:
-    return FileState(100, 10**18 + number, caption)
+    return FileState(
+        100, (DAY + number * 6 * 3600) * 10**9 - number % 2, caption
+    )  # four a day, and odd ones just before
 
 
 def open_writer(folder: Path, model_hash: str = "hash") -> IndexWriter:
@@ -111,10 +115,15 @@ def test_a_copy_answers_as_the_index(tmp_path, codes_per_image):
         assert update(tmp_path, writer, codes=codes_per_image) == (NUM_IMAGES, 0)
     filters = [Filters(subfolder=name) for name in ("a", "a/", "./a/b", "c d/ü", "b", ".")]
     filters += [Filters(caption_word=word) for word in ("dog", "DOGS", "two dogs", "strasse", "e-mail", "mail", "do")]
+    filters += [Filters(after=date(2026, 1, 3)), Filters(before=date(2026, 1, 3))]
+    filters += [Filters("a", after=date(2026, 1, 3), before=date(2026, 1, 9))]
     filters += [Filters("a", "dog"), Filters("a/b", "two dogs")]
     assert assert_equal_answers(tmp_path, make_features(4, seed=1), filters=[NO_FILTERS, *filters]) > 1000
     with closing(QdrantIndex(address(tmp_path))) as copy:
         query = make_features(2, seed=1)
+        # Images 0 to 7 are of the first two days; 8 is of the third's first second.
+        assert len(copy.query(query, "embeds", 99, Filters(before=date(2026, 1, 3)))) == 8
+        assert len(copy.query(query, "embeds", 99, Filters(after=date(2026, 1, 3)))) == NUM_IMAGES - 8
         found = [copy.query(query, "embeds", 99, chosen) for chosen in filters]
     assert [bool(hits) for hits in found] == [chosen not in (Filters("b"), Filters(None, "do")) for chosen in filters]
     for hit in found[-2]:  # one file passes both filters
@@ -137,6 +146,10 @@ def test_another_run_writes_what_has_changed(tmp_path, monkeypatch):
         written.clear()
         assert update(tmp_path, writer) == (0, 0) and written == []
 
+        writer.add([], None, {"0 0.png": (FileState(100, (DAY - 1) * 10**9, CAPTIONS[0]), digest(0))})
+        assert update(tmp_path, writer) == (1, 0) and written == [1]  # touched
+        assert_equal_answers(tmp_path, queries, filters=[Filters(before=date(2026, 1, 1))])
+        written.clear()
         writer.set_captions({"0 0.png": "a new caption"})
         assert update(tmp_path, writer) == (1, 0) and written == [1]
         assert_equal_answers(tmp_path, queries, filters=[NO_FILTERS, Filters(caption_word="new")])

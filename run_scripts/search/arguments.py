@@ -2,6 +2,7 @@
 """Arguments of indexing and search; light, so that help and refusals come at once."""
 
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -28,6 +29,18 @@ def split_address(address: str) -> tuple[str, str]:
             f"qdrant+file:///FOLDER/COLLECTION, got {address!r}"
         )
     return (f"{parts.scheme}://{parts.netloc}" if is_server else location), collection
+
+
+def read_date(name: str, text: str | None) -> date | None:
+    """The day that an argument names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a date such as 2026-05-01, got {text!r}") from error
 
 
 @dataclass(kw_only=True)
@@ -114,6 +127,12 @@ class SearchArguments(CheckpointArguments):
     caption_word: str | None = field(
         default=None, metadata={"help": "Only images whose caption has this word, or all of these."}
     )
+    after: str | None = field(
+        default=None, metadata={"help": "Only images whose file was changed on this day (2026-05-01, UTC) or later."}
+    )
+    before: str | None = field(
+        default=None, metadata={"help": "Only images whose file was last changed before this day (UTC)."}
+    )
     grid: str | None = field(default=None, metadata={"help": "PNG to write the images into."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model that made the index is now, if it was moved."}
@@ -126,3 +145,6 @@ class SearchArguments(CheckpointArguments):
             raise ValueError(f"grid must end in .png, got {self.grid!r}")
         if self.index.startswith(QDRANT):
             split_address(self.index)
+        after, before = (read_date(name, getattr(self, name)) for name in ("after", "before"))
+        if after is not None and before is not None and after >= before:
+            raise ValueError(f"after must be earlier than before, got {self.after} and {self.before}")

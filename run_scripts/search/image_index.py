@@ -5,8 +5,8 @@ An index is a folder. `images.sqlite3` is its only truth: one row for each disti
 weights) and one for each file, each with a checksum, written in one transaction per batch, so that whatever stops the
 process leaves whole batches. From it the search files are built: `embeds.faiss`, a FAISS index of the embeddings by
 inner product, `codes.npz`, the inverted index of the code weights (SciPy CSR, one row for each code), and
-`files.sqlite3`, paths and captions. They stand in a folder of their own, which counts only once the database names it
-with their checksums; all that search answers comes from them.
+`files.sqlite3`, paths, captions and dates. They stand in a folder of their own, which counts only once the database
+names it with their checksums; all that search answers comes from them.
 """
 
 import json
@@ -44,6 +44,7 @@ from run_scripts.search.search_index import NO_FILTERS, Filters, Hit, IndexedFil
 
 DATABASE, LOCK, SEARCH_FILES = "images.sqlite3", "lock", "search_files"
 FORMAT_VERSION = 2
+SEARCH_FILES_VERSION = 2  # those of version 1 have no dates
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
     # AUTOINCREMENT: an id is never used twice, so older search files cannot name a newer image.
@@ -247,6 +248,7 @@ class IndexWriter:
             ValueError: a row of the database is damaged.
         """
         settings = {"dense_index": dense_index, "codes_per_image": codes_per_image, "images": str(self.images)}
+        settings["version"] = SEARCH_FILES_VERSION
         facts = _read_facts(self._connection)
         former = facts.get("search_files")
         is_current = facts["is_current"] and former["settings"] == settings
@@ -272,16 +274,24 @@ class IndexWriter:
 
     def _write_files(self, path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("CREATE TABLE files (image_id INTEGER NOT NULL, path TEXT NOT NULL, caption TEXT)")
-            rows = self._connection.execute("SELECT image_id, path, caption FROM files ORDER BY image_id, path")
-            connection.executemany("INSERT INTO files VALUES (?, ?, ?)", rows)
+            connection.execute(
+                "CREATE TABLE files (image_id INTEGER NOT NULL, path TEXT NOT NULL, caption TEXT, "
+                "modified INTEGER NOT NULL)"
+            )
+            rows = (
+                (image_id, file.path, file.caption, file.modified)
+                for image_id, _, files in self.list_images()
+                for file in files
+            )
+            connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", rows)
             connection.execute("CREATE INDEX files_of_image ON files (image_id)")
 
     def list_images(self) -> Iterator[tuple[int, bytes, list[IndexedFile]]]:
         """Id, digest and files of all images, in the order of their ids."""
-        query = "SELECT id, digest, path, caption FROM images JOIN files ON image_id = id ORDER BY id, path"
+        query = "SELECT id, digest, path, caption, mtime_ns FROM images JOIN files ON image_id = id ORDER BY id, path"
         for (image_id, digest), rows in groupby(self._connection.execute(query), key=itemgetter(0, 1)):
-            yield image_id, digest, [IndexedFile(*row) for _, _, *row in rows]
+            # Whole seconds: a server compares times as float64, which has not the digits for nanoseconds.
+            yield image_id, digest, [IndexedFile(path, caption, ns // 10**9) for _, _, path, caption, ns in rows]
 
     def read_image(self, image_id: int, codes_per_image: int | None) -> IndexedImage:
         """One image, with its largest codes or all.
@@ -342,6 +352,11 @@ class ImageIndex:
                 f"index={str(folder)!r} is damaged: {damaged} is not as it was written; run index_images again, "
                 "which writes it anew without embedding anything"
             )
+        if facts["search_files"]["settings"].get("version") != SEARCH_FILES_VERSION:
+            raise ValueError(
+                f"index={str(folder)!r} has search files of an older version; run index_images again, which writes "
+                "them anew without embedding anything"
+            )
         self.model_name, self.model_hash = facts["model_name"], facts["model_hash"]
         self.is_current = facts["is_current"]
         self._images = Path(facts["search_files"]["settings"]["images"])
@@ -383,7 +398,7 @@ class ImageIndex:
 
     def _filter(self, filters: Filters) -> np.ndarray:
         """For every row whether its image passes the filters."""
-        rows = self._connection.execute("SELECT image_id, path, caption FROM files")
+        rows = self._connection.execute("SELECT image_id, path, caption, modified FROM files")
         return np.isin(self._ids, [image_id for image_id, *file in rows if filters.pass_file(IndexedFile(*file))])
 
     def _files(self, image_id: int) -> list[tuple[Path, str | None]]:

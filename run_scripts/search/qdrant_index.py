@@ -2,8 +2,8 @@
 """A copy of an index in a Qdrant collection, for many who search at once.
 
 Every image is one point with the id that it has in the database: its embedding, the sparse vector of its code weights,
-and the paths and captions of its files to filter by and to show. A point also says what of the database it was made
-from (`state`), so that a run writes only what differs, wherever the last one stopped.
+and the paths, captions and dates of its files to filter by and to show. A point also says what of the database it was
+made from (`state`), so that a run writes only what differs, wherever the last one stopped.
 """
 
 import hashlib
@@ -179,8 +179,8 @@ class QdrantWriter:
             sparse_vectors_config={"codes": models.SparseVectorParams()} if has_codes else None,
             metadata={**identity, **facts, "has_codes": has_codes, "is_current": False},
         )
-        for name in ("folders", "words"):
-            self._connection.call("create_payload_index", field_name=f"files[].{name}", field_schema="keyword")
+        for name, kind in (("folders", "keyword"), ("words", "keyword"), ("modified", "integer")):
+            self._connection.call("create_payload_index", field_name=f"files[].{name}", field_schema=kind)
 
     def _read_states(self) -> dict[int, str]:
         states, offset = {}, None
@@ -261,11 +261,14 @@ def _make_sparse_vector(codes: np.ndarray, code_weights: np.ndarray) -> models.S
 
 
 def _make_filter(filters: Filters) -> models.Filter | None:
+    if filters == NO_FILTERS:
+        return None
     values = [("words", word) for word in sorted(filters.words)]
     values += [] if filters.folder is None else [("folders", filters.folder)]
-    if not values:
-        return None
     conditions = [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in values]
+    start, end = filters.seconds
+    if (start, end) != (None, None):
+        conditions.append(models.FieldCondition(key="modified", range=models.Range(gte=start, lt=end)))
     # Nested: one file must pass them all.
     nested = models.Nested(key="files", filter=models.Filter(must=conditions))
     return models.Filter(must=[models.NestedCondition(nested=nested)])

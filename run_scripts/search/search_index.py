@@ -3,6 +3,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import date, datetime, time, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
@@ -27,10 +28,12 @@ class IndexedFile:
     Attributes:
         path: relative to the folder that was indexed.
         caption: None where the metadata have none.
+        modified: when it was last changed, in whole seconds since 1970.
     """
 
     path: str
     caption: str | None
+    modified: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Filters:
     Attributes:
         subfolder: of the folder that was indexed; the file is in it or below it.
         caption_word: a word of the file's caption, in any case of letters; of several, all are.
+        after: the file was last changed on this day in UTC, or later.
+        before: the file was last changed before this day in UTC began.
 
     Raises:
         ValueError: `caption_word` holds no word.
@@ -66,6 +71,8 @@ class Filters:
 
     subfolder: str | None = None
     caption_word: str | None = None
+    after: date | None = None
+    before: date | None = None
 
     def __post_init__(self):
         if self.caption_word is not None and not self.words:
@@ -81,10 +88,22 @@ class Filters:
         """What a caption must hold."""
         return find_words(self.caption_word)
 
+    @cached_property
+    def seconds(self) -> tuple[int | None, int | None]:
+        """The first second of `after` and that of `before`, counted from 1970."""
+        return tuple(
+            None if day is None else int(datetime.combine(day, time(), timezone.utc).timestamp())
+            for day in (self.after, self.before)
+        )
+
     def pass_file(self, file: IndexedFile) -> bool:
         """Whether a file passes them all."""
-        return (self.folder is None or self.folder in list_folders(file.path)) and (
-            self.words <= find_words(file.caption)
+        start, end = self.seconds
+        return (
+            (start is None or file.modified >= start)
+            and (end is None or file.modified < end)
+            and (self.folder is None or self.folder in list_folders(file.path))
+            and self.words <= find_words(file.caption)
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from run_scripts.data.decoding import ImageError, decode_image, to_rgb
 from run_scripts.evaluation.embedding import embed_captions, embed_images, hash_model, load_model
-from run_scripts.search.arguments import QDRANT, SearchArguments
+from run_scripts.search.arguments import QDRANT, SearchArguments, read_date
 from run_scripts.search.image_index import ImageIndex, check_model, printable
 from run_scripts.search.search_index import Filters, Hit, SearchIndex
 
@@ -99,7 +99,8 @@ def search_images(arguments: SearchArguments) -> None:
     Raises:
         ValueError: the index, the model or the image cannot be used.
     """
-    filters = Filters(arguments.subfolder, arguments.caption_word)
+    after, before = (read_date(name, getattr(arguments, name)) for name in ("after", "before"))
+    filters = Filters(arguments.subfolder, arguments.caption_word, after, before)
     with closing(open_index(arguments.index)) as index:
         name = arguments.model or index.model_name
         model, processor = load_model(name, arguments.device)
