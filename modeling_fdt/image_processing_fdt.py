@@ -2,6 +2,7 @@
 """Image processor of FDT models."""
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -120,6 +121,41 @@ class FDTImageProcessor(PilBackend):
         height, width = image.shape[1:]
         top, left = round((height - size.height) / 2), round((width - size.width) / 2)
         return image[:, top : top + size.height, left : left + size.width]
+
+
+# By timm's names.
+_RESAMPLE = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
+
+
+def build_timm_image_processor(data_config: dict[str, Any]) -> FDTImageProcessor:
+    r"""
+    The evaluation transform of a timm checkpoint: transformers' own image processor for timm needs torchvision, and is
+    not saved with a model.
+
+    Args:
+        data_config (`dict`): `pretrained_cfg` of the checkpoint's config.json.
+
+    Returns:
+        [`FDTImageProcessor`]
+
+    Raises:
+        ValueError: the transform is another than a resized image's central square of RGB.
+    """
+    channels, height, width = data_config["input_size"]
+    interpolation, crop_mode = data_config.get("interpolation", "bicubic"), data_config.get("crop_mode") or "center"
+    if channels != 3 or height != width or interpolation not in _RESAMPLE or crop_mode != "center":
+        raise ValueError(
+            "the `pretrained_cfg` of a timm checkpoint must have input_size [3, n, n], interpolation among "
+            f"{list(_RESAMPLE)} and crop_mode 'center', got {data_config['input_size']}, {interpolation!r} and "
+            f"{crop_mode!r}"
+        )
+    return FDTImageProcessor(
+        size={"shortest_edge": math.floor(height / data_config.get("crop_pct", 0.875))},
+        crop_size={"height": height, "width": width},
+        resample=_RESAMPLE[interpolation],
+        image_mean=list(data_config["mean"]),
+        image_std=list(data_config["std"]),
+    )
 
 
 # The longest side, in pixels, to which a whole image is resized where only its centre is seen: 256 x 32,768 pixels

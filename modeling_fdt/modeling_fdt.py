@@ -44,6 +44,7 @@ from .towers_fdt import (
     get_patch_size,
     is_unused_parameter,
     load_tower,
+    put_channels_first,
 )
 
 
@@ -193,9 +194,11 @@ class FDTPreTrainedModel(PreTrainedModel):
         if self.config.freeze_patch_embedding and isinstance(self, _ImageGrounding):
             try:
                 patch_embedding = self.vision_tower.get_input_embeddings()
-            except NotImplementedError as error:
+            except NotImplementedError:
+                patch_embedding = None
+            if patch_embedding is None:
                 model_type = self.config.vision_config.model_type
-                raise ValueError(f"`freeze_patch_embedding`: a {model_type} tower has no patch embedding.") from error
+                raise ValueError(f"`freeze_patch_embedding`: a {model_type} tower has no patch embedding.")
             patch_embedding.requires_grad_(False)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
@@ -337,6 +340,7 @@ class _ImageGrounding:
         check_shape("pixel_values", pixel_values, "batch_size", num_channels, "height", "width")
         check_options(kwargs, self.config.vision_config)
         tower_output = self.vision_tower(pixel_values=pixel_values, **kwargs)
+        put_channels_first(self.config.vision_config, tower_output)
         check_token_features(self.config.vision_config, tower_output)
         return tower_output, self._select_patches(tower_output.last_hidden_state, pixel_values)
 

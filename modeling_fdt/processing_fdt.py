@@ -14,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, Proces
 
 from .configuration_fdt import FDTConfig
 from .explanation_fdt import FDTExplanation, resample_heat_maps
+from .image_processing_fdt import build_timm_image_processor
 from .towers_fdt import get_context_length
 
 
@@ -65,12 +66,18 @@ class FDTProcessor(ProcessorMixin):
             [`FDTProcessor`]
 
         Raises:
-            ValueError: the tokenizer does not belong to the text tower: see [`fit_tokenizer`].
+            ValueError: the tokenizer does not belong to the text tower: see [`fit_tokenizer`]; or timm's transform is
+                not one of [`FDTImageProcessor`].
             OSError: a checkpoint has no image processor, or no tokenizer.
         """
         tokenizer = AutoTokenizer.from_pretrained(text_model)
         fit_tokenizer(text_model, tokenizer, config.text_config)
-        return cls(image_processor=AutoImageProcessor.from_pretrained(vision_model), tokenizer=tokenizer)
+        vision_config, _ = PreTrainedConfig.get_config_dict(vision_model)
+        if "pretrained_cfg" in vision_config:  # of timm
+            image_processor = build_timm_image_processor(vision_config["pretrained_cfg"])
+        else:
+            image_processor = AutoImageProcessor.from_pretrained(vision_model)
+        return cls(image_processor=image_processor, tokenizer=tokenizer)
 
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 
@@ -35,6 +36,7 @@ _UNUSED_PARAMETERS = {
     # Official: tokens of Swin are grounded before its last norm; kept for checkpoint parity. The norm that
     # transformers applies to them stays neutral, and the query projection normalises again (tests/test_conversion.py).
     "swinv2": r"^layernorm\.",
+    "timm_wrapper": r"^timm_model\.(attn_pool|fc_norm|head)\.",
 }
 
 # Of CLIP's text tower, to which the original pads every caption.
@@ -62,11 +64,20 @@ _OBSTACLES_BY_TYPE = {
     "pixtral": "it joins the patches of all images into one sequence",
     "vit_mae": "it drops random patches, in evaluation too",
 }
+_OBSTACLES_OF_TEXT = {
+    # Under sdpa its mask is None where no caption is padded, and its attention, which is not causal by itself, then is
+    # not causal at all.
+    "aimv2_text_model": "what it says of a caption depends on whether another of the batch is longer",
+}
 _OBSTACLES_BY_FIELD = {
     "num_detection_tokens": "it puts detection tokens behind the patches",
     "num_frames": "it takes videos",
     "num_queries": "its tokens stand for objects, not for patches",
 }
+
+
+# Image towers whose configuration lacks what FDT must know: the built tower tells, and its configuration keeps it.
+_TYPES_THAT_TELL_WHEN_BUILT = {"efficientnet", "mobilenet_v1", "mobilenet_v2", "timm_wrapper"}
 
 
 def is_unused_parameter(config: PreTrainedConfig, name: str) -> bool:
@@ -76,7 +87,7 @@ def is_unused_parameter(config: PreTrainedConfig, name: str) -> bool:
 
 
 def get_hidden_size(config: PreTrainedConfig) -> int:
-    """The size of a tower's token features; of a convolutional tower that of its last stage."""
+    """The size of a built tower's token features; of a convolutional tower that of its last stage."""
     field = _FEATURE_SIZE_FIELDS.get(config.model_type, "hidden_size")
     size = getattr(config, field if hasattr(config, field) else "hidden_sizes")
     return size if isinstance(size, int) else size[-1]
@@ -134,7 +145,8 @@ def _find_obstacle_of_vision(config: PreTrainedConfig) -> str | None:
 
 
 def _find_obstacle_of_text(config: PreTrainedConfig) -> str | None:
-    obstacle = _find_other_inputs(config, "input_ids") or _find_missing_field(config)
+    obstacle = _OBSTACLES_OF_TEXT.get(config.model_type)
+    obstacle = obstacle or _find_other_inputs(config, "input_ids") or _find_missing_field(config)
     if obstacle is not None:
         return obstacle
     length = getattr(config, "max_position_embeddings", None)
@@ -162,8 +174,18 @@ def _find_other_inputs(config: PreTrainedConfig, own: str) -> str | None:
 
 
 def _find_missing_field(config: PreTrainedConfig) -> str | None:
+    if config.model_type in _TYPES_THAT_TELL_WHEN_BUILT:
+        if (getattr(config, "model_args", None) or {}).get("features_only"):
+            return "`features_only` in its `model_args` gives several feature maps, FDT grounds one"
+        return None
     has_size = hasattr(config, "hidden_size") or hasattr(config, "hidden_sizes")
     return None if has_size else "it has neither `hidden_size` nor `hidden_sizes`"
+
+
+def put_channels_first(config: PreTrainedConfig, tower_output: Any) -> None:
+    """Turn the feature map of a timm tower of which channels come last (Swin) into the form that all others have."""
+    if getattr(config, "output_fmt", None) == "NHWC":
+        tower_output.last_hidden_state = tower_output.last_hidden_state.permute(0, 3, 1, 2)
 
 
 def check_token_features(config: PreTrainedConfig, tower_output: Any) -> None:
@@ -203,10 +225,50 @@ def get_tower_class(config: PreTrainedConfig) -> Any:
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """A tower, not in the type that its own checkpoint had, but in that of the whole model."""
+    """
+    A tower, not in the type that its own checkpoint had, but in that of the whole model. What FDT must know of it and
+    `config` does not tell is added there, so that a saved configuration tells it.
+
+    Raises:
+        ValueError: `config` tells otherwise than the tower.
+    """
     # Private, but how transformers' own two-tower models build theirs: it writes the type into the tower's
     # configuration (tests/test_towers.py::test_towers_are_built_in_the_type_of_the_model).
-    return get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
+    tower = get_tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
+    if config.model_type in _TYPES_THAT_TELL_WHEN_BUILT:
+        ask = _ask_timm if config.model_type == "timm_wrapper" else _ask_last_convolution
+        for name, value in ask(tower).items():
+            if getattr(config, name, value) != value:
+                raise ValueError(
+                    f"the configuration of a {config.model_type} tower has {name}={getattr(config, name)!r}, but the "
+                    f"tower {value!r}."
+                )
+            setattr(config, name, value)
+    return tower
+
+
+def _ask_last_convolution(tower: nn.Module) -> dict[str, int]:
+    # Modules are registered in the order in which a tower uses them.
+    convolutions = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
+    return {"hidden_size": convolutions[-1].out_channels}
+
+
+def _ask_timm(tower: Any) -> dict[str, Any]:
+    """What a timm model says of its features, by the names of transformers' configurations."""
+    model, arguments = tower.timm_model, tower.config.model_args or {}
+    told = {
+        "hidden_size": model.num_features,
+        "num_channels": arguments.get("in_chans", model.pretrained_cfg["input_size"][0]),
+        "output_fmt": getattr(model, "output_fmt", "NCHW"),
+    }
+    patch_embed = getattr(model, "patch_embed", None)
+    # A feature map has no need of the size of patches, and takes images of any size.
+    for name, source in (("patch_size", "patch_size"), ("image_size", "img_size")):
+        size = getattr(patch_embed, source, None)
+        if size is not None:
+            height, width = size
+            told[name] = height if height == width else [height, width]
+    return told
 
 
 def distribute_sdpa(config: PreTrainedConfig) -> dict[str, str]:

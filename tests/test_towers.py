@@ -36,7 +36,7 @@ from transformers import (
 
 from modeling_fdt import FDTConfig, FDTModel
 from modeling_fdt.explanation_fdt import get_patch_grid
-from modeling_fdt.towers_fdt import get_context_length, get_tower_class
+from modeling_fdt.towers_fdt import build_tower, get_context_length, get_tower_class
 from tests.conftest import build_tiny_config
 
 
@@ -64,9 +64,16 @@ VISION_TOWERS: dict[str, tuple[dict[str, Any], int, int]] = {
     "dinov2_with_registers": ({**SMALL_IMAGE, "num_register_tokens": 3}, 4, 16),
     "dinov3_convnext": ({"hidden_sizes": [8, 16], "depths": [1, 1]}, 1, 16),
     "dinov3_vit": ({**SMALL_IMAGE, "num_register_tokens": 3}, 4, 16),
+    "efficientnet": (
+        {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128, "strides": [1, 2, 2, 1, 1, 1, 1]},
+        0,
+        16,
+    ),
     "ijepa": (SMALL_IMAGE, 0, 16),
     "metaclip_2_vision_model": (SMALL_IMAGE, 1, 16),
     "mlcd_vision_model": (SMALL_IMAGE, 1, 16),
+    "mobilenet_v1": ({"depth_multiplier": 0.1}, 0, 1),
+    "mobilenet_v2": ({"depth_multiplier": 0.1, "finegrained_output": False, "output_stride": 8}, 0, 16),
     "mobilevit": (
         {
             **{"image_size": 32, "hidden_sizes": [16, 20, 24], "neck_hidden_sizes": [8, 8, 12, 16, 20, 24, 48]},
@@ -99,7 +106,6 @@ DECODER = {**SMALL_TEXT, "num_key_value_heads": 2, "head_dim": 16}
 
 # Fields that make a tower small, and how many of its 18 positions a caption can have.
 TEXT_TOWERS: dict[str, tuple[dict[str, Any], int]] = {
-    "aimv2_text_model": (SMALL_TEXT, 18),
     "albert": ({**SMALL_TEXT, "embedding_size": 16}, 18),
     "altclip_text_model": ({**SMALL_TEXT, "project_dim": 24}, 16),
     "bert": (SMALL_TEXT, 18),
@@ -287,6 +293,20 @@ def test_a_caption_can_have_the_whole_context_and_no_more(model_type):
             model.text_tower(input_ids=too_long)
 
 
+@pytest.mark.parametrize("model_type", TEXT_TOWERS)
+def test_a_caption_does_not_depend_on_its_padding(model_type):
+    model = build_model(model_type).eval()
+    caption = torch.arange(3, 8)[None]
+    with torch.no_grad():
+        alone = model.get_text_features(caption, torch.ones_like(caption)).text_embeds
+        for sides in ((0, 7), (7, 0)):
+            # Not `pad_token_id`: the mask alone tells what is padding.
+            padded = torch.nn.functional.pad(caption, sides, value=50)
+            mask = torch.nn.functional.pad(torch.ones_like(caption), sides)
+            embeds = model.get_text_features(padded, mask).text_embeds
+            torch.testing.assert_close(embeds, alone, rtol=0, atol=1e-5)  # sums of float32 in another order
+
+
 def test_the_documentation_lists_the_towers_that_are_tested():
     page = (Path(__file__).parents[1] / "docs" / "towers.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([\w-]+)`", page, flags=re.MULTILINE) == [*VISION_TOWERS, *TEXT_TOWERS]
@@ -301,7 +321,7 @@ def test_the_documentation_lists_the_towers_that_are_tested():
         ("vision_config", "bert", "BertModel does not take `pixel_values`"),
         ("vision_config", "clip", "give its `vision_config`"),
         ("vision_config", "detr", "its tokens stand for objects, not for patches"),
-        ("vision_config", "efficientnet", "it has neither `hidden_size` nor `hidden_sizes`"),
+        ("vision_config", "cvt", "it has neither `hidden_size` nor `hidden_sizes`"),
         ("vision_config", "pixtral", "it joins the patches of all images into one sequence"),
         ("vision_config", "sam", "give its `vision_config`"),
         ("vision_config", "siglip2_vision_model", "takes pixel_attention_mask, spatial_shapes besides pixel_values"),
@@ -310,6 +330,7 @@ def test_the_documentation_lists_the_towers_that_are_tested():
         ("vision_config", "vit_mae", "it drops random patches, in evaluation too"),
         ("vision_config", "vivit", "it takes videos"),
         ("vision_config", "yolos", "it puts detection tokens behind the patches"),
+        ("text_config", "aimv2_text_model", "depends on whether another of the batch is longer"),
         ("text_config", "bart", "BartModel takes decoder_input_ids besides input_ids"),
         ("text_config", "bloom", "its `max_position_embeddings` must be an integer above 0, got None"),
         ("text_config", "clip", "give its `text_config`"),
@@ -359,13 +380,24 @@ def test_features_that_cannot_be_grounded_are_refused(config, message):
 # Loading
 
 
-@pytest.mark.parametrize("model_type", ["resnet", "siglip_vision_model", "swinv2", "roberta", "siglip_text_model"])
+@pytest.mark.parametrize(
+    "model_type", ["mobilenet_v1", "resnet", "siglip_vision_model", "swinv2", "roberta", "siglip_text_model"]
+)
 def test_what_is_saved_is_loaded(model_type, tmp_path):
     model = build_model(model_type).eval()
     inputs = build_inputs(model)
     model.save_pretrained(tmp_path)
     reloaded = AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(reloaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_a_configuration_that_tells_otherwise_than_the_tower_is_refused():
+    config = build_tower_config("mobilenet_v1")
+    build_tower(config)
+    assert config.hidden_size == 102
+    config.depth_multiplier = 0.2
+    with pytest.raises(ValueError, match="of a mobilenet_v1 tower has hidden_size=102, but the tower 204"):
+        build_tower(config)
 
 
 def test_freezing_a_patch_embedding_that_is_not_there_is_refused():
