@@ -12,6 +12,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from run_scripts.benchmarks import benchmark_embedding
 from run_scripts.evaluation.embedding import embed_images, load_model
 from run_scripts.search import embedding_files
 from run_scripts.search.arguments import EmbedArguments
@@ -132,6 +133,16 @@ def test_wrong_input_is_refused(tmp_path):
         embedding_files.check_image_column(list_image_files(str(tmp_path)), "image")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         EmbedArguments(model="m", images="i", output_dir="o", batch_size=0)
+
+
+def test_the_benchmark_embeds_all_images(model_folder, tmp_path):
+    scenes = [{"image": noise(number)} for number in range(5)]
+    benchmark_embedding.write_shards(tmp_path / "images", scenes, 5, 2, image_size=48)
+    assert [path.name for path in sorted((tmp_path / "images").iterdir())] == ["00000.tar", "00001.tar"]
+    assert benchmark_embedding.embed_in_a_loop(model_folder, tmp_path / "images", 2) == 5
+    assert benchmark_embedding.measure({"whole": lambda: 5}, 5, 2)["whole"] >= 0
+    with pytest.raises(RuntimeError, match="half has not embedded 5 images"):
+        benchmark_embedding.measure({"half": lambda: 2}, 5, 1)
 
 
 @pytest.mark.slow
