@@ -137,12 +137,12 @@ def test_wrong_input_is_refused(tmp_path):
 
 def test_the_benchmark_embeds_all_images(model_folder, tmp_path):
     scenes = [{"image": noise(number)} for number in range(5)]
-    benchmark_embedding.write_shards(tmp_path / "images", scenes, 5, 2, image_size=48)
+    benchmark_embedding.write_scene_shards(tmp_path / "images", scenes, 5, 2, image_size=48)
     assert [path.name for path in sorted((tmp_path / "images").iterdir())] == ["00000.tar", "00001.tar"]
     assert benchmark_embedding.embed_in_a_loop(model_folder, tmp_path / "images", 2) == 5
-    assert benchmark_embedding.measure({"whole": lambda: 5}, 5, 2)["whole"] >= 0
+    assert benchmark_embedding.measure_turns({"whole": lambda: 5}, 5, 2)["whole"] >= 0
     with pytest.raises(RuntimeError, match="half has not embedded 5 images"):
-        benchmark_embedding.measure({"half": lambda: 2}, 5, 1)
+        benchmark_embedding.measure_turns({"half": lambda: 2}, 5, 1)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class EmbeddingBenchmarkArguments:
     num_repeats: int = field(default=2, metadata={"help": "Turns of each contestant."})
 
 
-def write_shards(folder: Path, scenes: SceneDataset, num_images: int, num_shards: int, image_size: int) -> None:
+def write_scene_shards(folder: Path, scenes: SceneDataset, num_images: int, num_shards: int, image_size: int) -> None:
     """Scenes as JPEG files in tar shards."""
     folder.mkdir()
     for number in range(num_shards):
@@ -69,7 +69,7 @@ def embed_in_a_loop(model_name: str, images: Path, batch_size: int) -> int:
     return sum(len(part.embeds) for part in features)
 
 
-def measure(contestants: dict[str, Callable[[], int]], num_images: int, num_repeats: int) -> dict[str, float]:
+def measure_turns(contestants: dict[str, Callable[[], int]], num_images: int, num_repeats: int) -> dict[str, float]:
     """Median seconds of each; they take turns."""
     seconds = {name: [] for name in contestants}
     for _ in range(num_repeats):
@@ -81,7 +81,7 @@ def measure(contestants: dict[str, Callable[[], int]], num_images: int, num_repe
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def compare(arguments: EmbeddingBenchmarkArguments, num_cores: int) -> dict[str, dict[str, float]]:
+def compare_speed(arguments: EmbeddingBenchmarkArguments, num_cores: int) -> dict[str, dict[str, float]]:
     """Seconds of each contestant, for one image for each core (`start`) and for all (`whole`)."""
     scenes, results = SceneDataset(arguments.scenes), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def compare(arguments: EmbeddingBenchmarkArguments, num_cores: int) -> dict[str,
             ("whole", arguments.num_images, arguments.num_shards),
         ):
             images = Path(folder) / name
-            write_shards(images, scenes, num_images, num_shards, arguments.image_size)
+            write_scene_shards(images, scenes, num_images, num_shards, arguments.image_size)
 
             def embed_by_ray(images: Path = images) -> int:
                 with tempfile.TemporaryDirectory() as output_dir:
@@ -108,14 +108,14 @@ def compare(arguments: EmbeddingBenchmarkArguments, num_cores: int) -> dict[str,
                 return embed_in_a_loop(arguments.model, images, arguments.batch_size)
 
             contestants = {"plain loop": embed_plainly, "embed_images": embed_by_ray}
-            results[name] = measure(contestants, num_images, arguments.num_repeats)
+            results[name] = measure_turns(contestants, num_images, arguments.num_repeats)
     return results
 
 
 def main(arguments: EmbeddingBenchmarkArguments) -> None:
     num_cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(num_cores)
-    seconds = compare(arguments, num_cores)
+    seconds = compare_speed(arguments, num_cores)
     rates = {
         name: (arguments.num_images - num_cores) / (seconds["whole"][name] - seconds["start"][name])
         for name in seconds["whole"]
