@@ -61,6 +61,7 @@ def write_stand_ins(folder: Path) -> None:
         processor.save_pretrained(folder / name)
     model.vision_tower.save_pretrained(folder / VISION)
     model.text_tower.save_pretrained(folder / TEXT)
+    processor.tokenizer.save_pretrained(folder / TEXT)
     lora = peft.LoraConfig(r=2, target_modules=r"(vision|text)_tower\..*(query|value|convolution)")
     peft.get_peft_model(model, lora).save_pretrained(folder / ADAPTERS)
     processor.save_pretrained(folder / ADAPTERS)

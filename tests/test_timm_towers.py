@@ -167,7 +167,7 @@ def test_a_transform_that_cannot_be_expressed_is_refused(changes):
 def test_channels_are_those_of_the_first_layer():
     model = build_timm_model("vit", model_args={"in_chans": 1})
     model(pixel_values=torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"must have shape \(batch_size, 1, height, width\)"):
+    with pytest.raises(ValueError, match=r"of shape \(batch_size, 1, height, width\)"):
         model(pixel_values=torch.zeros(1, 3, 32, 32))
 
 
