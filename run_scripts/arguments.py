@@ -154,6 +154,8 @@ def run_command(
         SystemExit: with status 2 for unknown flags, and 1 where a ValueError, OSError or ImportError says why not.
     """
     logging.basicConfig(format="%(message)s")
+    for name in ("bitsandbytes", "huggingface_hub"):  # a missing kernel, each new try: they bury what is refused
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("run_scripts", main.__module__):  # other packages' chatter stays out
         logging.getLogger(name).setLevel(logging.INFO)
     spec = sys.modules["__main__"].__spec__
@@ -217,10 +219,7 @@ def parse_arguments(
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f"{', '.join(map(str, files))} has {unknown}, which are no arguments of this command")
-    arguments = tuple(objects[group] for group in argument_classes)
-    if files and os.environ.get("RANK", "0") == "0":  # of several processes the first
-        logger.info("arguments: %s", json.dumps(resolve_config(*arguments), indent=2, default=str))
-    return arguments
+    return tuple(objects[group] for group in argument_classes)
 
 
 def build_arguments(argument_classes: Sequence[type | LateArguments], config: dict[str, Any]) -> tuple:
@@ -335,6 +334,13 @@ def parse_json(name: str, value: dict | str | None) -> dict | None:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object, got {value!r}")
     return value
+
+
+def check_output_file(name: str, path: str | Path) -> None:
+    """Raise a ValueError where no file can be written, before the work whose results it is for."""
+    folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path(path))
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} must be a file that can be written, got {str(path)!r}")
 
 
 def is_tar_pattern(source: str) -> bool:

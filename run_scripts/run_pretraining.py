@@ -23,8 +23,9 @@ def main(
     training_arguments: "FDTTrainingArguments",
     objective_arguments: ObjectiveArguments,
 ) -> None:
-    from run_scripts.training.pretraining import train
+    from run_scripts.training.pretraining import refuse_to_overwrite, train
 
+    refuse_to_overwrite(training_arguments)
     train(model_arguments, data_arguments, training_arguments, objective_arguments)
 
 

@@ -1,6 +1,7 @@
 """Config files and the flags that override them; commands that start at once and refuse in one line."""
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 import run_scripts
-from run_scripts.arguments import merge, parse_arguments, resolve_config, run_command
+from run_scripts.arguments import check_output_file, merge, parse_arguments, resolve_config, run_command
 from run_scripts.evaluation.arguments import TASKS
 from run_scripts.training.arguments import FINE_TUNING
 
@@ -94,6 +95,27 @@ def test_refusals_are_one_line(argv, status, message, capsys):
     said = capsys.readouterr().err if status == 2 else stopped.value.code
     assert said.startswith("error: ") and message in said and "\n" not in said.rstrip()
     assert stopped.value.code == 2 or status == 1  # a text is printed to stderr, with status 1
+
+
+def test_nothing_is_printed_before_a_refusal(tmp_path, caplog, capsys):
+    def refuse(size: Size) -> None:
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s [Retry 1/5].")
+        raise ValueError("size must be right")
+
+    with pytest.raises(SystemExit, match="^error: size must be right$"):
+        run_command(refuse, Size, argv=[write(tmp_path / "config.json", {"width": 1})])
+    assert not caplog.records and not any(capsys.readouterr())
+
+
+@pytest.mark.parametrize("path", ["", "file/below/x.png", "file"])
+def test_a_file_that_cannot_be_written_is_refused(path, tmp_path):
+    (tmp_path / "file").touch()
+    if path == "file":
+        check_output_file("output", tmp_path / path)
+        check_output_file("output", tmp_path / "new" / "folder" / "x.png")
+    else:
+        with pytest.raises(ValueError, match=f"output must be a file that can be written, got '{tmp_path / path}'"):
+            check_output_file("output", tmp_path / path)
 
 
 def test_a_command_ends_its_group_of_processes(tmp_path):

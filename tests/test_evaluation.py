@@ -459,6 +459,15 @@ def test_flags_go_before_the_preset_and_a_json_file_holds_the_same_names(tmp_pat
             "either word_columns or negative_caption_column",
         ),
         (["linear-probe", "--model", "m", "--dataset", "d", "--few_shot", "0"], "must be at least 1"),
+        (
+            ["retrieval", "--model", "m", "--dataset", "d", "--output", "/"],
+            "output must be a file that can be written",
+        ),
+        (
+            ["retrieval", "--model", "m", "--dataset", "d", "--report", "/"],
+            "report must be a file that can be written",
+        ),
+        (["report", "--results", "r.json", "--output", "/"], "output must be a file that can be written, got '/'"),
     ],
 )
 def test_bad_arguments_are_refused(argv, message):

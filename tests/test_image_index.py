@@ -593,6 +593,7 @@ def test_what_is_printed_cannot_steer_the_terminal():
         ({"text": "a", "after": "May 1"}, "after must be a date such as 2026-05-01, got 'May 1'"),
         ({"text": "a", "after": "2026-05-02", "before": "2026-05-02"}, "after must be earlier than before"),
         ({"text": "a", "grid": "grid.jpg"}, "grid must end in .png, got 'grid.jpg'"),
+        ({"text": "a", "grid": f"{__file__}/grid.png"}, "grid must be a file that can be written"),
     ],
 )
 def test_wrong_search_arguments_are_refused(changes, message):

@@ -413,6 +413,8 @@ def test_other_checkpoints_are_refused(folder, tmp_path):
     run = run_of(folder, tmp_path / "out", "contrastive", model=str(tmp_path / "clip"))
     with pytest.raises(ValueError, match="must hold an FDT model, it holds one of type 'clip'"):
         finetune(*parse(run))
+    with pytest.raises(ValueError, match="model='.*nowhere' cannot be loaded"):
+        finetune(*parse({**run, "model": str(tmp_path / "nowhere")}))
     FDTVisionModel.from_pretrained(folder / "base").save_pretrained(tmp_path / "half")
     FDTProcessor.from_pretrained(folder / "base").save_pretrained(tmp_path / "half")
     with pytest.raises(ValueError, match="FDTModel needs a text_tower"):

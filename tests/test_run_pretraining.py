@@ -28,6 +28,7 @@ from run_scripts.data.batches import ContrastiveCollator, DistinctBatchSampler
 from run_scripts.evaluation import metrics
 from run_scripts.evaluation.embedding import embed_captions, embed_images, load_model
 from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
+from run_scripts.run_pretraining import main
 from run_scripts.training.arguments import PRETRAINING
 from run_scripts.training.pretraining import PretrainingTrainer, train
 
@@ -417,6 +418,14 @@ def test_flags_and_json_give_the_same_arguments(tmp_path):
 def test_bad_arguments_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(*parse(tmp_path, tiny_run(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize("resume", [None, "true"])
+def test_a_finished_model_is_not_overwritten(resume, tmp_path):
+    run = tiny_run(tmp_path, resume_from_checkpoint=resume)
+    FDTConfig().save_pretrained(run["output_dir"])
+    with pytest.raises(ValueError, match="output_dir='.*output' holds a model and no checkpoint to resume from"):
+        main(*parse(tmp_path, run))
 
 
 def test_unknown_flag_is_refused(capsys):

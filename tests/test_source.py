@@ -138,6 +138,14 @@ def test_a_damaged_source_is_refused(kind, tmp_path):
         open_rows(source)
 
 
+def test_nothing_is_left_in_a_folder_of_save_to_disk(tmp_path):
+    source = write_saved(tmp_path / "data")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    part = open_rows(source).train_test_split(2, seed=0)["test"]
+    assert len(part.add_column("number", [0, 1])) == 2 and len(part.select([1])) == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
 def test_tar_shards_that_have_changed_are_read_anew(tmp_path):
     source = write_tar(tmp_path / "tar")
     assert len(open_rows(source)) == 3

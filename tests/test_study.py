@@ -308,6 +308,15 @@ def change_codes(**changes):
         (refuse(changes={"max_steps": None}), "max_steps"),
         (refuse(changes={"validation_split": None}), "validation_split"),
         (refuse(changes={"optimiser": "sgd"}), "optimiser"),
+        (
+            refuse(changes={"eval_steps": 3}, tuning_steps=3),
+            "eval_steps must divide max_steps, got eval_steps=3 and",
+        ),
+        (
+            refuse(changes={"eval_steps": 4}),
+            "eval_steps must be at most tuning_steps, got eval_steps=4",
+        ),
+        (change_clip(trials=[{}, {"eval_strategy": "no"}]), "eval_strategy must be 'steps' or 'epoch', got 'no'"),
         (lambda settings: settings["variants"].update({"FDT max": settings["variants"]["CLIP"]}), "names of variants"),
         (change_clip(trials=[{"learning_rate": 1e-3}]), "same number of trials"),
         (change_clip(trials=[{"learning_rat": 1}, {}]), "learning_rat"),

@@ -33,6 +33,7 @@ def _open_split(source: str, split: str, config_name: str | None, streaming: boo
     if (Path(source) / "dataset_dict.json").exists():
         if config_name is not None:
             raise ValueError(f"config_name={config_name!r}: {source!r} was written by save_to_disk and has none")
+        datasets.disable_caching()  # else rows that are chosen or put in order leave files in the user's folder
         splits = load_from_disk(source)
         if split not in splits:
             raise ValueError(f"split={split!r} is not in {source!r}; it has {sorted(splits)}")

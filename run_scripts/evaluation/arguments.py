@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from run_scripts.arguments import CheckpointArguments, SourceArguments
+from run_scripts.arguments import CheckpointArguments, SourceArguments, check_output_file
 
 
 PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
@@ -32,6 +32,9 @@ class EvaluationArguments(CheckpointArguments, SourceArguments):
             raise ValueError("give dataset, or a preset that names one")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name in ("output", "report"):
+            if getattr(self, name) is not None:
+                check_output_file(name, getattr(self, name))
 
 
 @dataclass(kw_only=True)
@@ -177,6 +180,9 @@ class ReportArguments:
 
     results: list[str] = field(metadata={"help": "JSON files of results, in the order of the page."})
     output: str = field(metadata={"help": "The HTML file to write."})
+
+    def __post_init__(self):
+        check_output_file("output", self.output)
 
 
 TASKS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from run_scripts.arguments import CheckpointArguments
+from run_scripts.arguments import CheckpointArguments, check_output_file
 
 
 QDRANT = "qdrant+"
@@ -143,6 +143,8 @@ class SearchArguments(CheckpointArguments):
             raise ValueError(f"give either text or image, got text={self.text!r} and image={self.image!r}")
         if self.grid is not None and not self.grid.lower().endswith(".png"):
             raise ValueError(f"grid must end in .png, got {self.grid!r}")
+        if self.grid is not None:
+            check_output_file("grid", self.grid)
         if self.index.startswith(QDRANT):
             split_address(self.index)
         after, before = (read_date(name, getattr(self, name)) for name in ("after", "before"))

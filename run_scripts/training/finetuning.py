@@ -284,9 +284,12 @@ def check_fine_tuning(
                     f"train={arguments.train!r}"
                 )
     name = arguments.model
+    try:
+        model_type = FDTConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"model={name!r} cannot be loaded: {error}") from error
     if find_adapter_config_file(name) is not None:
         raise ValueError(f"model={name!r} holds adapters; fine-tune a model that they are merged into")
-    model_type = FDTConfig.get_config_dict(name)[0].get("model_type")
     if model_type != FDTConfig.model_type:
         raise ValueError(f"model={name!r} must hold an FDT model, it holds one of type {model_type!r}")
 

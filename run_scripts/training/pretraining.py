@@ -12,6 +12,7 @@ from accelerate.data_loader import IterableDatasetShard
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import (
+    CONFIG_NAME,
     AutoConfig,
     AutoProcessor,
     CLIPModel,
@@ -168,6 +169,15 @@ def check_pretraining(data_arguments: DataArguments, training_arguments: FDTTrai
         tempfile.TemporaryFile(dir=training_arguments.output_dir).close()
     except OSError as error:
         raise ValueError(f"output_dir={training_arguments.output_dir!r} cannot be written: {error}") from error
+
+
+def refuse_to_overwrite(training_arguments: FDTTrainingArguments) -> None:
+    """Raise a ValueError where the run would put its model in the place of a finished one."""
+    folder = Path(training_arguments.output_dir)
+    if (folder / CONFIG_NAME).exists() and not any(folder.glob("checkpoint-*")):
+        raise ValueError(
+            f"output_dir={str(folder)!r} holds a model and no checkpoint to resume from: give another folder"
+        )
 
 
 def check_caching(model: PreTrainedModel, dataset: PairDataset | SceneDataset, freeze: list[str] | None) -> None:

@@ -118,8 +118,9 @@ class ReproducibleTrainer(PushesModelFiles, Trainer):
         if self.run_config is not None and self.is_world_process_zero():
             path = Path(self.args.output_dir, ARGUMENTS_NAME)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.run_config, indent=2) + "\n", encoding="utf-8")
-            logger.info("The arguments of this run are in %s.", path)
+            content = json.dumps(self.run_config, indent=2)
+            path.write_text(content + "\n", encoding="utf-8")
+            logger.info("The arguments of this run, in %s: %s", path, content)
         self.begin_run(checkpoint)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 

@@ -8,6 +8,7 @@ not made again.
 
 import json
 import logging
+import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from run_scripts.evaluation.tasks import EVALUATIONS
 from run_scripts.training.arguments import PRETRAINING, StudyArguments, slug
 from run_scripts.training.pretraining import train
 from run_scripts.training.study_report import write_study_report
+from run_scripts.training.trainer import FDTTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -76,11 +78,33 @@ def check_study(arguments: StudyArguments) -> None:
     """Raise a ValueError for a trial or an evaluation that would be refused when its turn comes."""
     for name, variant in arguments.variants.items():
         for number in range(len(variant["trials"])):
-            build_arguments(PRETRAINING, build_run_config(arguments, Run(name, number, 0, is_tuning=True)))
+            for is_tuning in (True, False):
+                run = Run(name, number, 0, is_tuning)
+                check_judged(run, build_arguments(PRETRAINING, build_run_config(arguments, run))[2])
     for title, evaluation in arguments.evaluations.items():
         if evaluation["task"] not in TASKS:
             raise ValueError(f"evaluation {title!r} has task {evaluation['task']!r}, not one of {[*TASKS]}")
         build_task_arguments(arguments, evaluation, "")
+
+
+def check_judged(run: Run, training_arguments: FDTTrainingArguments) -> None:
+    """Raise a ValueError for a trial that no evaluation would judge, or another run without one at its end."""
+    strategy, max_steps = str(training_arguments.eval_strategy.value), training_arguments.max_steps
+    if strategy == "no":
+        raise ValueError(f"{run.name}: eval_strategy must be 'steps' or 'epoch', got 'no'")
+    if strategy == "epoch":  # the last one ends with the run
+        return
+    eval_steps = training_arguments.eval_steps
+    interval = math.ceil(max_steps * eval_steps) if eval_steps < 1 else int(eval_steps)  # below 1: a share of the run
+    if run.is_tuning and interval > max_steps:
+        raise ValueError(
+            f"{run.name}: eval_steps must be at most tuning_steps, got eval_steps={interval} and "
+            f"tuning_steps={max_steps}"
+        )
+    if not run.is_tuning and max_steps % interval:
+        raise ValueError(
+            f"{run.name}: eval_steps must divide max_steps, got eval_steps={interval} and max_steps={max_steps}"
+        )
 
 
 class StepTimer(TrainerCallback):
@@ -119,8 +143,6 @@ def run_once(arguments: StudyArguments, run: Run, command: str) -> dict[str, Any
     started, timer = time.perf_counter(), StepTimer()
     trainer = train(*build_arguments(PRETRAINING, config), callbacks=[timer])
     history = [entry for entry in trainer.state.log_history if JUDGED_BY in entry]
-    if not history or history[-1]["step"] != config["max_steps"] and not run.is_tuning:
-        raise ValueError(f"{run.name} was not evaluated at its end: eval_steps must divide max_steps")
     result = {
         **asdict(run),
         "validation": [[entry["step"], entry[JUDGED_BY]] for entry in history],
