@@ -59,7 +59,7 @@ class TrainingDataArguments(PairArguments):
         default=None, metadata={"help": "Column whose values must all differ within a global batch."}
     )
     augmentation: dict | str | None = field(
-        default=None, metadata={"help": "Classes of kornia.augmentation in their order, each with its arguments."}
+        default=None, metadata={"help": "Steps in their order, each with its arguments; see docs/training.md."}
     )
 
     def __post_init__(self):

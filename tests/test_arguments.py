@@ -177,7 +177,7 @@ for command in commands:
 print(json.dumps(flags))
 """
     heavy = ["torch", "datasets", "accelerate", "transformers.trainer", "transformers.modeling_utils", "gradio"]
-    heavy += ["kornia", "matplotlib.pyplot", "scipy", "sklearn", "networkx", "faiss", "onnxruntime"]
+    heavy += ["cv2", "matplotlib.pyplot", "scipy", "sklearn", "networkx", "faiss", "onnxruntime"]
     commands = [*COMMANDS, *(f"run_scripts.run_evaluation {task}" for task in TASKS)]
     argv = [sys.executable, "-c", code, json.dumps(commands), *heavy]
     printed = subprocess.run(argv, check=True, cwd=ROOT, capture_output=True, text=True).stdout

@@ -191,7 +191,7 @@ def test_two_views_of_each_pair(tiny_processor, augment_on_device):
     torch.manual_seed(0)
     batch = collator(rows)
     pixels = batch["pixel_values"]
-    pixels = collator.augmentation.vary(*pixels) if augment_on_device else pixels
+    pixels = collator.augmentation.vary_batch(*pixels) if augment_on_device else pixels
     assert pixels.shape == (12, 3, 32, 32) and len(pixels.unique(dim=0)) == 12
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (12, batch["token_labels"].shape[1])
     labels, mask_id = batch["token_labels"], tiny_processor.tokenizer.mask_token_id
@@ -210,7 +210,14 @@ def test_two_views_of_each_pair(tiny_processor, augment_on_device):
         ({"multi_view_weight": -1.0}, "multi_view_weight must be at least 0, got -1.0"),
         ({"text_edits": ["synonyms"]}, "text_edits must be some of .*, got .'synonyms'."),
         ({"augmentation": None}, "needs augmentation: without it two views of an image are the same"),
-        ({"model_config": {"model_type": "clip"}, "image_processor_config": None}, "trains an FDTModel, got a CLIPM"),
+        (
+            {
+                "model_config": {"model_type": "clip"},
+                "image_processor_config": None,
+                "augmentation": {"ColorJitter": {}},
+            },
+            "trains an FDTModel, got a CLIPModel",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, changes, message):

@@ -82,7 +82,7 @@ def go_on(converted: Path, tmp_path: Path, learning_rate: float) -> Path:
         "declip_heads": str(converted / "declip.safetensors"),
         "queue_size": QUEUE_SIZE,
         "dataset": str(tmp_path / "data"),
-        "augmentation": {"RandomHorizontalFlip": {"p": 0.5}, "RandomGaussianNoise": {"p": 1.0}},
+        "augmentation": {"RandomHorizontalFlip": {"p": 0.5}, "RandomGaussianNoise": {"std": 1.0, "p": 1.0}},
         "output_dir": str(tmp_path / "output"),
         "max_steps": 2,
         "per_device_train_batch_size": 4,

@@ -10,9 +10,7 @@ import threading
 from collections import Counter
 from itertools import islice
 
-import numpy as np
 import pytest
-import torch
 from accelerate import skip_first_batches
 from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
@@ -21,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from run_scripts.arguments import DataArguments
 from run_scripts.data import pairs as training_data
-from run_scripts.data.augmentation import Augmentation, RandomResizedCrop
 from run_scripts.data.batches import ContrastiveCollator
 from run_scripts.data.captions import cut_caption
 from run_scripts.data.pairs import (
@@ -35,15 +32,6 @@ from run_scripts.data.pairs import (
 from run_scripts.data.tar_shards import TarShards
 from run_scripts.evaluation.embedding import embed_captions
 from run_scripts.prepare_synthetic_pairs import SyntheticPairsArguments, prepare_synthetic_pairs
-
-
-MOCO = {
-    "RandomResizedCrop": {"size": [32, 32], "scale": [0.2, 1.0]},
-    "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
-    "RandomGrayscale": {"p": 0.2},
-    "RandomGaussianBlur": {"kernel_size": [5, 5], "sigma": [0.1, 2.0], "p": 0.5},
-    "RandomHorizontalFlip": {"p": 0.5},
-}
 
 
 def encode(color="red", size=(8, 8), form="PNG") -> bytes:
@@ -508,103 +496,6 @@ def test_evaluation_takes_the_first_caption_and_refuses_none(tmp_path):
     arguments = DataArguments(dataset=write_dataset(tmp_path / "none", rows), validation_split="train")
     with pytest.raises(ValueError, match="validation_split='train' must hold rows, each with a caption"):
         load_eval_dataset(arguments)
-
-
-# Augmentation
-
-
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (30, 30)])
-def test_crops_have_the_area_and_shape_that_is_asked_for(size):
-    crop, random = RandomResizedCrop([16, 16], scale=[0.2, 1.0]), np.random.default_rng(0)
-    boxes = np.array([crop.draw_box(*size, random) for _ in range(500)])
-    left, top, right, bottom = boxes.T
-    assert (left >= 0).all() and (top >= 0).all() and (right <= size[0]).all() and (bottom <= size[1]).all()
-    areas, ratios = (right - left) * (bottom - top) / (size[0] * size[1]), (right - left) / (bottom - top)
-    assert 0.2 <= areas.min() < 0.25 and 0.85 < areas.max() <= 1
-    assert 3 / 4 <= ratios.min() < 0.8 and 1.25 < ratios.max() <= 4 / 3
-
-
-def test_a_picture_too_long_for_any_crop_is_cut_centrally():
-    crop = RandomResizedCrop([16, 16], scale=[0.9, 1.0])
-    assert crop.draw_box(1000, 100, np.random.default_rng(0)) == pytest.approx((500 - 200 / 3, 0, 500 + 200 / 3, 100))
-
-
-def test_a_crop_of_all_is_a_resize(tiny_processor):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    crop = RandomResizedCrop([32, 32], scale=[1.0, 1.0], ratio=[1.0, 1.0])
-    resized = picture.resize((32, 32), Image.Resampling.BILINEAR)
-    assert np.array_equal(crop(picture, np.random.default_rng(0)), resized)
-    plain = tiny_processor(images=[picture], return_tensors="pt")["pixel_values"]
-    augmentation = Augmentation(
-        {"RandomResizedCrop": {"size": [32, 32], "scale": [1, 1], "ratio": [1, 1]}}, tiny_processor.image_processor
-    )
-    # Rescaling by 1 / 255 and division by 255 differ in the last bit of float32.
-    torch.testing.assert_close(augmentation.vary(augmentation.cut([picture], 0), 0), plain, rtol=0, atol=1e-6)
-
-
-def noise(*sizes: tuple[int, int]) -> list[dict]:
-    random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
-    return [{"image": picture, "caption": ["one", "two words"]} for picture in pictures]
-
-
-def test_the_recipe_takes_pictures_of_any_size_and_follows_torchs_generator(tiny_processor):
-    collator, rows = ContrastiveCollator(tiny_processor, MOCO), noise((40, 50), (64, 33), (20, 20))
-
-    def pixels(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return collator(rows)["pixel_values"]
-
-    assert pixels(0).shape == (3, 3, 32, 32)
-    assert torch.equal(pixels(0), pixels(0))
-    assert not torch.equal(pixels(0), pixels(1))
-
-
-def test_augmentation_leaves_the_generator_where_it_was(tiny_processor):
-    augmentation = Augmentation(MOCO, tiny_processor.image_processor)
-    before = torch.get_rng_state()
-    augmentation.vary(augmentation.cut([row["image"] for row in noise((40, 40))], 1), 1)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_augmentation_on_the_device_equals_that_of_the_workers(tiny_processor):
-    rows = noise((40, 50), (64, 33), (20, 20))
-    torch.manual_seed(0)
-    expected = ContrastiveCollator(tiny_processor, MOCO)(rows)["pixel_values"]
-    torch.manual_seed(0)
-    collator = ContrastiveCollator(tiny_processor, MOCO, augment_on_device=True)
-    inputs = collator(rows)
-    assert inputs["pixel_values"][0].dtype == torch.uint8
-    assert torch.equal(collator.augmentation.vary(*inputs["pixel_values"]), expected)
-
-
-@pytest.mark.parametrize(
-    "augmentation, message",
-    [
-        ({"RandomFlip": {}}, "'RandomFlip', which is no class of kornia.augmentation"),
-        ({"RandomHorizontalFlip": {"prob": 0.5}}, "RandomHorizontalFlip does not take {'prob': 0.5}"),
-        ({"RandomResizedCrop": {"size": [32, 32], "scales": [1, 1]}}, "RandomResizedCrop does not take"),
-        ({"RandomResizedCrop": {"size": [32, 32], "scale": [1.0, 0.2]}}, "scale must rise within"),
-        ({"RandomResizedCrop": {"size": 32}}, "RandomResizedCrop does not take"),
-    ],
-)
-def test_bad_augmentation_is_refused(tiny_processor, augmentation, message):
-    with pytest.raises(ValueError, match=message):
-        Augmentation(augmentation, tiny_processor.image_processor)
-
-
-def test_without_a_size_images_are_resized_and_cropped_as_in_evaluation(tiny_processor):
-    rows = noise((40, 50), (64, 33), (20, 20))
-    steps = {"RandomHorizontalFlip": {"p": 1.0}}
-    pixels = ContrastiveCollator(tiny_processor, steps)(rows)["pixel_values"]
-    plain = tiny_processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels, plain.flip(-1), rtol=0, atol=1e-6)  # as above
-
-
-def test_images_that_stay_of_several_sizes_are_refused(tiny_processor):
-    collator = ContrastiveCollator(tiny_processor, {"Resize": {"size": [32, 32]}})
-    with pytest.raises(ValueError, match="must begin with RandomResizedCrop or name no size"):
-        collator(noise((32, 32), (40, 40)))
 
 
 # Synthetic pairs

@@ -85,7 +85,7 @@ class EndlessSampler(Sampler[int]):
 
 
 class ContrastiveCollator:
-    """Turns rows of [`open_source`] into model inputs: one caption for each image, images augmented as one batch.
+    """Turns rows of [`open_source`] into model inputs: one caption for each image, images cut to one size and varied.
 
     What is drawn comes from the generators of `random` and torch, which [`FDTTrainer`] seeds for every batch.
 
@@ -93,7 +93,7 @@ class ContrastiveCollator:
         processor: gives the images' size, mean and standard deviation, and tokenises.
         augmentation: the steps of [`Augmentation`]. Without it the images are processed as in evaluation.
         augment_on_device: leave all but the cut to the trainer: `pixel_values` are then the arguments of
-            [`Augmentation.vary`], images as bytes and a seed.
+            [`Augmentation.vary_batch`], images as bytes and a seed.
 
     Returns (when called):
         `pixel_values` of shape (batch_size, 3, height, width), and `input_ids` and `attention_mask` of shape
@@ -124,7 +124,7 @@ class ContrastiveCollator:
         """Images cut, varied and normalised, (batch_size, 3, height, width), or what is needed to vary them later."""
         seed = int(torch.randint(2**62, ()))
         pixels = self.augmentation.cut(images, seed)
-        return (pixels, seed) if self.augment_on_device else self.augmentation.vary(pixels, seed)
+        return (pixels, seed) if self.augment_on_device else self.augmentation.vary_images(pixels, seed)
 
 
 class ReproducibleCollator:

@@ -85,7 +85,7 @@ class PretrainingTrainer(FDTTrainer):
         # Trainer's place between the data and the model, and the first at which a batch is on the device.
         prepared = super()._prepare_inputs(inputs)
         if isinstance(prepared.get("pixel_values"), tuple):  # of a collator that leaves varying them to the device
-            prepared["pixel_values"] = self.augmentation.vary(*prepared["pixel_values"])
+            prepared["pixel_values"] = self.augmentation.vary_batch(*prepared["pixel_values"])
             inputs["pixel_values"] = prepared["pixel_values"]  # a micro-batch comes here three times in a step
         return prepared
 
