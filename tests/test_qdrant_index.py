@@ -13,6 +13,7 @@ from PIL import Image
 
 from run_scripts import index_images
 from run_scripts.arguments import run_command
+from run_scripts.benchmarks import benchmark_engines
 from run_scripts.evaluation.embedding import Features
 from run_scripts.search import qdrant_index
 from run_scripts.search.arguments import IndexArguments, SearchArguments, split_address
@@ -268,6 +269,30 @@ def test_a_missing_package_is_one_line(monkeypatch):
         SystemExit, match=r"^error: a Qdrant collection needs qdrant-client: pip install -e '.\[qdrant\]'$"
     ):
         run_command(search_images, SearchArguments, argv=argv)
+
+
+def test_the_benchmark_of_engines(tmp_path):
+    images, queries = benchmark_engines.resample(make_features(20, seed=0), 30), make_features(3, seed=1)
+    assert len(images.embeds) == len(images.code_weights) == 30
+    np.testing.assert_allclose(images.embeds.norm(dim=1), 1, atol=1e-5)
+    assert ((images.code_weights > 0).sum(dim=1) == 5).all()  # noise makes no code active
+    expected = benchmark_engines.find_scores(images, queries)
+    engines = {}
+    for name in ("flat", "qdrant-local"):
+        fill = benchmark_engines.fill_index if name == "flat" else benchmark_engines.fill_local
+        engine = fill(*((images, tmp_path, name) if name == "flat" else (tmp_path,)))
+        row = benchmark_engines.measure_engine(engine, queries, expected)
+        assert row["embeds"]["recall"] == row["codes"]["recall"] == 1
+        engines[name] = {"inserts_per_second": 30 / engine.insert_seconds, **row}
+    blind = benchmark_engines.Engine(1.0, lambda query, by: [-1.0] * 9, lambda: None)
+    assert benchmark_engines.measure_engine(blind, queries, expected)["codes"]["recall"] == 0
+    table = benchmark_engines.format_engines({"30": engines})
+    assert "| 30 | qdrant-local |" in table and "100.0%" in table
+    names = {"scenes": "scenes", "output_dir": "out"}
+    with pytest.raises(ValueError, match="engines must be among"):
+        benchmark_engines.EngineBenchmarkArguments(**names, engines=["milvus"])
+    with pytest.raises(ValueError, match="qdrant-local is filled from flat, which must precede it"):
+        benchmark_engines.EngineBenchmarkArguments(**names, engines=["qdrant-local", "flat"])
 
 
 def test_the_commands_copy_and_search(tokenizer, tmp_path, capsys):
