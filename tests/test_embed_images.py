@@ -122,7 +122,25 @@ def test_a_part_that_was_stopped_leaves_no_result(model_folder, images, tmp_path
     with pytest.raises(RuntimeError, match="stopped"):
         actor.embed_part(list_image_files(str(images)))
     assert not list((tmp_path / "out").glob("*.parquet"))
-    assert embedding_files.read_finished(str(tmp_path / "out"), actor.schema) == set()
+    assert embedding_files.read_finished(str(tmp_path / "out"), actor.schema, False) == set()
+
+
+def test_what_gave_no_embedding_can_be_tried_again(model_folder, images, tmp_path):
+    actor = embedder(model_folder, images, tmp_path / "out")
+    write_tar(images / "empty.tar", {"0.txt": b"nothing to see"})
+    sources = list_image_files(str(images))
+    actor.embed_part(sources)
+    out = str(tmp_path / "out")
+    assert embedding_files.read_finished(out, actor.schema, retry_failed=False) == set(sources)
+    # Of the shard that is cut off some images are embedded: they would be embedded twice.
+    failed = [str(images / "broken.jpg"), str(images / "empty.tar")]
+    assert embedding_files.read_finished(out, actor.schema, retry_failed=True) == set(sources) - set(failed)
+    (images / "broken.jpg").write_bytes(png(5))
+    assert actor.embed_part(failed) == (2, 1, 1)
+    assert embedding_files.read_finished(out, actor.schema, retry_failed=True) == set(sources) - set(failed[1:])
+    embedded = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "out").iterdir())
+    found = [(row["file"], row["key"]) for row in embedded.to_pylist() if row["reason"] is None]
+    assert len(found) == len(set(found)) == 8
 
 
 def test_wrong_input_is_refused(tmp_path):
@@ -154,6 +172,8 @@ def test_ray_embeds_all_and_a_restart_only_the_rest(model_folder, images, tmp_pa
     assert len(written) == 4  # two shards, a parquet file, and one part of three image files
     (images / "new.png").write_bytes(png(8))
     assert embed_files(arguments) == EmbedReport(1, 1, 0, 6)
+    again = EmbedArguments(**names, num_workers=1, batch_size=2, retry_failed=True)
+    assert embed_files(again) == EmbedReport(1, 0, 1, 6)  # the broken file
     assert written.items() < {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}.items()
     with pytest.raises(ValueError, match="was not made by this model with this embeds_dtype"):
         embed_files(EmbedArguments(**names, embeds_dtype="float16"))

@@ -100,6 +100,9 @@ class EmbedArguments(CheckpointArguments):
     embeds_dtype: Literal["float32", "float16"] = field(
         default="float32", metadata={"help": "Type of the embeddings on disk."}
     )
+    retry_failed: bool = field(
+        default=False, metadata={"help": "Read files again of which earlier runs could not embed anything."}
+    )
 
     def __post_init__(self):
         for name in ("batch_size", "num_workers"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -112,8 +113,12 @@ def make_parts(sources: list[str]) -> list[list[str]]:
     return parts + list(iterate_batches((source for source in sources if is_image[source]), FILES_PER_PART))
 
 
-def read_finished(output_dir: str, schema: pa.Schema) -> set[str]:
+def read_finished(output_dir: str, schema: pa.Schema, retry_failed: bool) -> set[str]:
     """The files that earlier runs have finished.
+
+    Args:
+        retry_failed: whether files that gave no embedding at all are left out. No other file may be read again, or
+            the results would hold its images twice.
 
     Raises:
         ValueError: another model or another type of embeddings made them.
@@ -130,7 +135,10 @@ def read_finished(output_dir: str, schema: pa.Schema) -> set[str]:
                     "another folder"
                 )
             for group in range(parquet.num_row_groups):
-                finished.update(parquet.read_row_group(group, ["file"])["file"].unique().to_pylist())
+                rows = parquet.read_row_group(group, ["file", "reason"])
+                if retry_failed:
+                    rows = rows.filter(pc.is_null(rows["reason"]))
+                finished.update(rows["file"].unique().to_pylist())
     return finished
 
 
@@ -272,7 +280,7 @@ def embed_files(arguments: EmbedArguments) -> EmbedReport:
     blank = embed_images(model, processor, [Image.new("RGB", (32, 32))])
     schema = make_schema(blank.embeds.shape[1], arguments.embeds_dtype, hash_model(model, processor))
     del model
-    finished = read_finished(arguments.output_dir, schema)
+    finished = read_finished(arguments.output_dir, schema, arguments.retry_failed)
     to_do = [source for source in sources if source not in finished]
     totals = dict.fromkeys(("num_files", "num_images", "num_broken"), 0)
     check_image_column(to_do, arguments.image_column)
