@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qdrant_client import QdrantClient, models
 
 from run_scripts import index_images
 from run_scripts.arguments import run_command
@@ -168,6 +169,10 @@ def test_another_run_writes_what_has_changed(tmp_path, monkeypatch):
         assert update(tmp_path, writer) == (3, 0)
         assert_equal_answers(tmp_path, queries)
         assert update(tmp_path, writer, "hnsw") == (0, 0)
+        with closing(QdrantClient(path=str(tmp_path / "qdrant"))) as client:  # another program writes, too
+            foreign = models.PointStruct(id=10**6, vector={"embeds": [0.0] * DIM}, payload={"other": 1})
+            client.upsert("scenes", [foreign])
+        assert update(tmp_path, writer) == (0, 1)
         assert update(tmp_path, writer, codes=2) == (len(writer.digests()), 0)
         assert_equal_answers(tmp_path, queries)
 
@@ -208,8 +213,6 @@ def test_a_model_without_codes(tmp_path):
 
 
 def test_a_collection_of_others_is_refused(tmp_path):
-    from qdrant_client import QdrantClient
-
     for name in ("one", "two"):
         with open_writer(tmp_path / name) as writer:
             fill(writer, make_features(4, seed=0))
@@ -239,6 +242,7 @@ def test_addresses(tmp_path):
     assert split_address("qdrant+http://host:6333/scenes") == ("http://host:6333", "scenes")
     assert split_address("qdrant+https://host/scenes") == ("https://host", "scenes")
     assert split_address("qdrant+file:///a/b/scenes") == ("/a/b", "scenes")
+    assert split_address("qdrant+file:outputs/qdrant/scenes") == ("outputs/qdrant", "scenes")
     for wrong in ("http://host:6333/a", "qdrant+http://host:6333", "qdrant+http://host/a/b", "qdrant+http:///a"):
         with pytest.raises(ValueError, match="a Qdrant collection must be given as qdrant.http://HOST"):
             split_address(wrong)

@@ -188,7 +188,7 @@ class QdrantWriter:
             points, offset = self._connection.call(
                 "scroll", limit=IDS_PER_REQUEST, offset=offset, with_payload=["state"]
             )
-            states.update((point.id, point.payload["state"]) for point in points)
+            states.update((point.id, point.payload.get("state")) for point in points)
             if offset is None:
                 return states
 

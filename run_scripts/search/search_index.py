@@ -102,8 +102,9 @@ class Filters:
         return (
             (start is None or file.modified >= start)
             and (end is None or file.modified < end)
-            and (self.folder is None or self.folder in list_folders(file.path))
-            and self.words <= find_words(file.caption)
+            # The folder is in `list_folders(file.path)`, which takes ten times as long to write down.
+            and (self.folder in (None, ".") or file.path.startswith(f"{self.folder}/"))
+            and (not self.words or self.words <= find_words(file.caption))
         )
 
 
