@@ -80,8 +80,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written. What was finished by then is kept.
     """
     path = Path(os.path.realpath(path))
+    refusal = f"`output_dir` must be a new or an empty folder, got {str(path)!r}"
     if os.path.lexists(path) and not path.is_dir():
-        raise ValueError(f"`output_dir` must be a folder, got {str(path)!r}")
+        raise ValueError(refusal)
     if path.is_dir():
         unfinished, is_new = path / ".unfinished", False
     else:
@@ -89,7 +90,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     if unfinished.exists():
         raise ValueError(f"`output_dir`: {unfinished} is there; another run writes it, or was killed: then delete it")
     if not is_new and any(path.iterdir()):
-        raise ValueError(f"`output_dir` must be new or empty, but {str(path)!r} already exists with contents")
+        raise ValueError(refusal)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished

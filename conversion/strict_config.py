@@ -141,7 +141,7 @@ def read_mapping(path: str | Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix not in (".json", ".yaml", ".yml"):
-        raise ValueError(f"{path}: expected a .json, .yaml or .yml file")
+        raise ValueError(f"{path}: must be a .json, .yaml or .yml file, got {path.suffix!r}")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         return json.loads(text) if path.suffix == ".json" else _load_yaml(text)

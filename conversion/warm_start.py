@@ -87,7 +87,7 @@ def load_pairs(dataset: str, split: str, columns: tuple[str, str], num_pairs: in
         loaded = loaded[split]
     for column in columns:
         if column not in loaded.column_names:
-            raise ValueError(f"the data set has no column {column!r}; its columns are {loaded.column_names}")
+            raise ValueError(f"{dataset} has no column {column!r}; its columns are {loaded.column_names}")
     chosen = np.random.default_rng(seed).permutation(len(loaded))[:num_pairs]
     return loaded.select(chosen, keep_in_memory=True)  # else a cache file appears in the data set's folder
 

@@ -531,7 +531,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]
 UNREADABLE = {
     "c.json": ("{", "not valid JSON"),
     "c.yaml": ("a: [", "not valid YAML"),
-    "c.txt": ("", "expected a .json"),
+    "c.txt": ("", "must be a .json, .yaml or .yml file, got"),
     "deep.json": ("[" * 100_000, "nested too deeply"),
     "deep.yaml": ("[" * 5_000, "nested too deeply"),
     "digits.json": (f'{{"model": {"9" * 5000}}}', "not valid JSON"),
@@ -724,7 +724,7 @@ def test_finished_work_is_kept_if_its_place_is_taken_meanwhile(tmp_path):
 def test_folder_with_contents_is_left_alone(tmp_path, checkpoint, config):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="already exists"):
+    with pytest.raises(ValueError, match="`output_dir` must be a new or an empty folder, got '.*out'"):
         convert_fdt_to_hf(ConversionArguments(str(checkpoint), str(config), str(tmp_path / "out")))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

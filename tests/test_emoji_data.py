@@ -136,7 +136,8 @@ def test_icons_are_matched_by_name_only_when_it_is_certain():
 
 
 def test_missing_npm_and_existing_folder_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="exists already"):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="output_dir must be a new or an empty folder, got"):
         prepare_emoji_data(EmojiDataArguments(output_dir=str(tmp_path)))
     monkeypatch.setattr(drawings.shutil, "which", lambda name: None)
     arguments = EmojiDataArguments(output_dir=str(tmp_path / "new"), styles="all")

@@ -278,7 +278,7 @@ def test_masks_are_what_is_seen(splits):
 
 
 def test_bad_arguments_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="output_dir must be a new or an empty folder, got"):
         write_scenes(str(folder))
     with pytest.raises(ValueError, match="image_size"):
         write_scenes(str(tmp_path / "new"), image_size=20)

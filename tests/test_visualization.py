@@ -459,7 +459,7 @@ def test_wrong_arguments_are_refused(run, tmp_path):
             values = {**vars(run), "output_dir": str(tmp_path / "new"), **changes}
             visualize(VisualizationArguments(**values))
 
-    refused("output_dir='.*' is not empty", output_dir=run.output_dir)
+    refused("output_dir must be a new or an empty folder, got", output_dir=run.output_dir)
     refused("config_name='two': .* was written by save_to_disk", config_name="two")
     refused("category_column='nothing' is no column", category_column="nothing")
     refused("figure_codes must be from 0 to 63, got \\[64\\]", figure_codes=[64])

@@ -9,8 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -90,28 +89,6 @@ def list_sources(styles: Literal["two", "all", "permissive"]) -> dict[str, Sourc
 def join_licenses(sources: Mapping[str, Source]) -> str:
     """The licences of all styles, each once."""
     return ", ".join(sorted({source.license for source in sources.values()}))
-
-
-@contextmanager
-def new_folder(output_dir: str) -> Iterator[Path]:
-    """A folder to write to, which takes the name `output_dir` when the block ends well; otherwise it goes.
-
-    What a killed run leaves does not look finished, and is not in the next one's way.
-
-    Raises:
-        ValueError: `output_dir` exists.
-    """
-    path = Path(output_dir)
-    if path.exists():
-        raise ValueError(f"output_dir={output_dir!r} exists already; give a new folder or remove it")
-    unfinished = path.with_name(path.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load_drawings(styles: Literal["two", "all", "permissive"]) -> list[dict]:

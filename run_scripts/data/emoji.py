@@ -22,9 +22,9 @@ from run_scripts.data.drawings import (
     join_licenses,
     list_sources,
     load_drawings,
-    new_folder,
     render,
 )
+from run_scripts.data.files import new_folder
 
 
 logger = logging.getLogger(__name__)

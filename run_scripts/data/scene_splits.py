@@ -20,9 +20,9 @@ from run_scripts.data.drawings import (
     join_licenses,
     list_sources,
     load_drawings,
-    new_folder,
     render,
 )
+from run_scripts.data.files import new_folder
 from run_scripts.data.scene_grammar import KINDS, falsify, say
 from run_scripts.data.scene_vocabulary import COLORS, list_subjects
 from run_scripts.data.scenes import (

@@ -3,9 +3,6 @@
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from modeling_fdt import FDTModel, FDTProcessor
+from run_scripts.data.files import new_folder
 from run_scripts.data.source import copy_credits, open_source
 from run_scripts.evaluation.embedding import load_model
 from run_scripts.visualization.arguments import VisualizationArguments
@@ -91,36 +89,13 @@ def _caption_id(caption: str) -> int:
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=7).digest(), "big")
 
 
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, whose contents move up into `path` when the block ends well; otherwise they go.
-
-    Raises:
-        ValueError: `path` is a file, or has contents. What a run that was killed left unfinished does not count.
-    """
-    unfinished = path / ".unfinished"
-    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {unfinished}):
-        raise ValueError(f"output_dir={str(path)!r} is not empty")
-    is_new = not path.exists()
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(path if is_new else unfinished)
-        raise
-    for entry in list(unfinished.iterdir()):
-        entry.rename(path / entry.name)
-    unfinished.rmdir()
-
-
 def visualize(arguments: VisualizationArguments) -> None:
     """Write gallery, figures and table into `output_dir`, which appears whole or not at all.
 
     Raises:
         ValueError: the folder is not empty, the model has no codes, or no row can be used.
     """
-    with whole_folder(Path(arguments.output_dir)) as folder:
+    with new_folder(arguments.output_dir) as folder:
         write(replace(arguments, output_dir=str(folder)))
         copy_credits(arguments.dataset, folder)
     logger.info("open %s in a browser", Path(arguments.output_dir) / "index.html")
