@@ -219,14 +219,20 @@ def test_a_collection_of_others_is_refused(tmp_path):
             if name == "one":
                 update(tmp_path, writer)
                 continue
-            with pytest.raises(ValueError, match="copy_to='qdrant.*scenes' is a copy of another index than '.*two/"):
-                QdrantWriter(address(tmp_path), writer)
+            with (
+                pytest.raises(ValueError, match="copy_to='qdrant.*scenes' is a copy of another index than '.*two/"),
+                QdrantWriter(address(tmp_path), writer),
+            ):
+                pass
     with open_writer(tmp_path / "other", "other hash") as writer:
-        with pytest.raises(ValueError, match="did not make index='qdrant"):
-            QdrantWriter(address(tmp_path), writer)
+        with pytest.raises(ValueError, match="did not make index='qdrant"), QdrantWriter(address(tmp_path), writer):
+            pass
         with closing(QdrantIndex(address(tmp_path))):
-            with pytest.raises(ValueError, match="index='qdrant.* cannot be used: .*already accessed"):
-                QdrantWriter(address(tmp_path), writer)
+            with (
+                pytest.raises(ValueError, match="index='qdrant.* cannot be used: .*already accessed"),
+                QdrantWriter(address(tmp_path), writer),
+            ):
+                pass
     with closing(QdrantClient(path=str(tmp_path / "qdrant"))) as client:
         client.create_collection("scenes of others", vectors_config={})
     foreign = address(tmp_path) + " of others"

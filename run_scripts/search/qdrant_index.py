@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -55,11 +55,12 @@ class QdrantIndex:
 
     def __init__(self, address: str):
         self.address = address
-        self._connection = _Connection(address)
-        facts = self._connection.read_facts()
-        if facts is None:
-            self.close()
-            raise ValueError(f"index={address!r} is no collection yet; index_images --copy_to makes it")
+        with ExitStack() as opened:
+            self._connection = opened.enter_context(closing(_Connection(address)))
+            facts = self._connection.read_facts()
+            if facts is None:
+                raise ValueError(f"index={address!r} is no collection yet; index_images --copy_to makes it")
+            opened.pop_all()
         self.model_name, self.model_hash = facts["model_name"], facts["model_hash"]
         self.is_current = facts["is_current"]
         self._images, self._has_codes = Path(facts["images"]), facts["has_codes"]
@@ -112,18 +113,20 @@ class QdrantWriter:
 
     def __init__(self, address: str, writer: IndexWriter):
         self.address, self.writer = address, writer
-        self._connection = _Connection(address)
-        facts = self._connection.read_facts()
-        self._is_new = facts is None
-        if facts is not None:
-            check_model(address, facts["model_hash"], writer.model_name, writer.model_hash)
-            if facts["index_id"] != writer.index_id:
-                raise ValueError(
-                    f"copy_to={address!r} is a copy of another index than {str(writer.folder)!r}; give each a "
-                    "collection of its own"
-                )
 
     def __enter__(self) -> "QdrantWriter":
+        with ExitStack() as opened:
+            self._connection = opened.enter_context(closing(_Connection(self.address)))
+            facts = self._connection.read_facts()
+            self._is_new = facts is None
+            if facts is not None:
+                check_model(self.address, facts["model_hash"], self.writer.model_name, self.writer.model_hash)
+                if facts["index_id"] != self.writer.index_id:
+                    raise ValueError(
+                        f"copy_to={self.address!r} is a copy of another index than {str(self.writer.folder)!r}; give "
+                        "each a collection of its own"
+                    )
+            opened.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -222,7 +225,6 @@ class _Connection:
             return None
         facts = self.call("get_collection").config.metadata or {}
         if not facts.keys() >= {"index_id", "model_hash"}:
-            self.close()
             raise ValueError(f"index={self.address!r} is a collection that index_images did not make")
         return facts
 
